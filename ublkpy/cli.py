@@ -1,0 +1,325 @@
+"""The ``ublk`` command: parse, call, render."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ublkpy import __version__, config, render, tgt
+from ublkpy.errors import ConfigError, ExitCode, UblkError
+from ublkpy.tgt.options import BOOL, Option
+
+
+def main() -> None:
+    """Entry point: run the command and turn errors into messages and exit codes."""
+    logging.basicConfig(format="ublk: %(message)s", level=logging.INFO)
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.ClickException as e:
+        e.show()
+        status = e.exit_code
+    except UblkError as e:
+        show_error(e)
+        status = e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("ublk: interrupted", err=True)
+        status = ExitCode.INTERRUPTED
+    sys.exit(status)
+
+
+def show_error(e: UblkError) -> None:
+    """Message and cure on stderr."""
+    click.echo(f"ublk: error: {e.message}", err=True)
+    if e.hint:
+        click.echo(f"  hint: {e.hint}", err=True)
+
+
+class Declared(click.Option):
+    """A command-line option made from a declared one; its value is parsed like the YAML key's."""
+
+    def __init__(self, declared: Option, section: str) -> None:
+        self.declared = declared
+        self.section = section
+        flags = [*declared.flags, *declared.long_flags]
+        default = "" if declared.default in (None, ..., False) else f"  [default: {declared.default}]"
+        needed = "  [required]" if declared.required else ""
+        super().__init__(
+            [f"{section}_{declared.name}", *_with_off(flags, declared.off_flags)],
+            type=None if declared.kind is BOOL else _Declared(declared),
+            is_flag=declared.kind is BOOL,
+            default=None,
+            help=f"{declared.help}{default}{needed}",
+        )
+
+
+class _Declared(click.ParamType[Any]):
+    def __init__(self, declared: Option) -> None:
+        self._declared = declared
+        self.name = "|".join(declared.kind.choices) or declared.kind.metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return config.absolute(self._declared, self._declared.parse(value), Path.cwd())
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        kind = self._declared.kind
+        if kind.metavar == "PATH":
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(choice) for choice in kind.choices if choice.startswith(incomplete)]
+
+
+def _with_off(flags: list[str], off_flags: tuple[str, ...]) -> list[str]:
+    """click pairs the flags that set with those that unset: --direct/--buffered_io."""
+    if not off_flags:
+        return flags
+    pairs = [f"{flag}/{off}" for flag, off in zip(flags, off_flags, strict=False)]
+    return [*pairs, *flags[len(off_flags) :], *(f"{flags[0]}/{off}" for off in off_flags[len(flags) :])]
+
+
+class Add(click.Command):
+    """``add``: which options there are depends on the target that is named."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        target = ctx.meta.get(_TARGET)
+        declared = tgt.find(target).options.values() if target else ()
+        own, (help_option,) = super().get_params(ctx)[:-1], super().get_params(ctx)[-1:]
+        return [*own, *(Declared(opt, "target") for opt in declared), help_option]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_TARGET] = _named_target(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        target = ctx.meta.get(_TARGET)
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            mine = isinstance(param, Declared) and param.section == "target"
+            if record:
+                groups.setdefault(f"Options of target {target}" if mine else "Options", []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if not target:
+            formatter.write_paragraph()
+            formatter.write_text(f"Targets: {', '.join(tgt.names())}. Their options: ublk help -t TARGET")
+
+
+_TARGET = "ublkpy.target"
+
+
+def _named_target(command: click.Command, ctx: click.Context, args: list[str]) -> str | None:
+    """The target that ``-t`` or the file of ``-c`` names, before the rest can be parsed."""
+    parser = command.make_parser(ctx)
+    parser.ignore_unknown_options = True
+    try:
+        values, _, _ = parser.parse_args(list(args))
+    except click.UsageError:
+        return None  # the real parser says what is wrong
+    if values.get("target_type"):
+        name: str = tgt.find(values["target_type"]).name
+        return name
+    if values.get("file"):
+        return config.read_yaml(Path(values["file"])).target_type
+    return None
+
+
+def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from ublkpy.daemon import inspect
+
+    return [CompletionItem(str(n)) for n in inspect.device_ids() if str(n).startswith(incomplete)]
+
+
+def _complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in tgt.names() if name.startswith(incomplete)]
+
+
+_DEVICE_ID = click.IntRange(0, 2**20 - 1)
+_id_option: Callable[[Any], Any] = click.option(
+    "-n", "--number", "dev_id", type=_DEVICE_ID, required=True, help="device id", shell_complete=_complete_ids
+)
+_json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
+
+class _Group(click.Group):
+    """The commands in the order in which one meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="ublk", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Block devices in user space: /dev/ublkbN, served by a daemon of your choice."""
+
+
+@cli.command(cls=Add)
+@click.option("-t", "--type", "target_type", metavar="TARGET", help="target", shell_complete=_complete_targets)
+@click.option("-c", "--config", "file", type=click.Path(path_type=Path), help="YAML file; other options win over it")
+@click.option("--foreground", is_flag=True, help="stay attached, log to stderr, end with SIGINT or SIGTERM")
+@_json_option
+@click.option("-r", "--user_recovery", "r", type=int, metavar="0|1", help="as ublksrv: --recovery queue")
+@click.option("-i", "--user_recovery_reissue", "i", type=int, metavar="0|1", help="as ublksrv: --recovery reissue")
+@click.option("-e", "--user_recovery_fail_io", "e", type=int, metavar="0|1", help="as ublksrv: --recovery fail")
+@click.option("-u", "--uring_comp", type=int, metavar="0|1", help="as ublksrv; the driver always does it")
+@click.pass_context
+def add(
+    ctx: click.Context,
+    /,
+    target_type: str | None,
+    file: Path | None,
+    foreground: bool,
+    as_json: bool,
+    r: int | None,
+    i: int | None,
+    e: int | None,
+    uring_comp: int | None,
+    **values: Any,
+) -> int:
+    """Add a device and print its node, /dev/ublkbN, once it can be used."""
+    from ublkpy.daemon.add import add as add_device
+    from ublkpy.daemon.add import add_in_foreground
+
+    said = config.Draft(target_type=ctx.meta[_TARGET] if target_type else None)
+    for param in ctx.command.get_params(ctx):
+        if isinstance(param, Declared) and values[param.name or ""] is not None:
+            section = said.device if param.section == "device" else said.target
+            section[param.declared.name] = values[param.name or ""]
+    _recovery_as_ublksrv(said, r, i, e)
+    wanted = config.build(said, config.read_yaml(file) if file else None)
+    if foreground:
+        return add_in_foreground(wanted, lambda dev_id: _show_added(dev_id, as_json))
+    _show_added(add_device(wanted), as_json)
+    return ExitCode.OK
+
+
+def _show_added(dev_id: int, as_json: bool) -> None:
+    from ublkpy.daemon import inspect
+
+    if as_json:
+        click.echo(render.to_json({"device": inspect.status(dev_id).to_dict()}))
+    else:
+        click.echo(f"/dev/ublkb{dev_id}")
+
+
+def _recovery_as_ublksrv(said: config.Draft, r: int | None, i: int | None, e: int | None) -> None:
+    """ublksrv's three switches as one choice."""
+    on = [name for name, switch in (("queue", r), ("reissue", i), ("fail", e)) if switch]
+    given = any(switch is not None for switch in (r, i, e))
+    if not given:
+        return
+    if "recovery" in said.device or {"reissue", "fail"} <= set(on):
+        raise ConfigError("-i, -e and --recovery exclude each other", "say only: --recovery queue|reissue|fail")
+    said.device["recovery"] = on[-1] if on else "none"
+
+
+for _opt in config.DeviceOptions.options.values():
+    add.params.append(Declared(_opt, "device"))
+
+
+@cli.command("del")
+@click.argument("ids", type=_DEVICE_ID, nargs=-1, shell_complete=_complete_ids)
+@click.option("-n", "--number", "numbers", type=_DEVICE_ID, multiple=True, help="device id; repeatable")
+@click.option("-a", "--all", "every", is_flag=True, help="all devices, those of other servers included")
+@click.option("--force", is_flag=True, help="also if in use; kills a daemon that does not answer")
+@click.option("--async", "no_wait", is_flag=True, help="do not wait until the id is free")
+def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, force: bool, no_wait: bool) -> int:
+    """Stop and delete devices."""
+    from ublkpy.daemon import inspect
+    from ublkpy.daemon.delete import delete as delete_device
+
+    if every == bool(ids or numbers):
+        raise click.UsageError("name the devices, or say -a for all of them (not both)")
+    status = ExitCode.OK
+    for dev_id in inspect.device_ids() if every else dict.fromkeys((*numbers, *ids)):
+        try:
+            delete_device(dev_id, force=force, wait=not no_wait)
+        except UblkError as e:
+            show_error(e)
+            status = status or e.exit_code
+    return status
+
+
+@cli.command("list")
+@click.option("-n", "--number", "dev_id", type=_DEVICE_ID, help="details of one device", shell_complete=_complete_ids)
+@_json_option
+def list_(dev_id: int | None, as_json: bool) -> None:
+    """Show the devices."""
+    from ublkpy.daemon import inspect
+
+    if dev_id is not None:
+        device = inspect.status(dev_id)
+        shown = render.to_json({"device": device.to_dict()}) if as_json else render.ublksrv_dump(device)
+        click.echo(shown)
+        return
+    found = inspect.list_devices()
+    if as_json:
+        click.echo(render.devices_json(found))
+    elif found:
+        click.echo(render.devices(found))
+    else:
+        click.echo("no ublk devices; one comes with: ublk add -t null", err=True)
+
+
+@cli.command()
+@_id_option
+def recover(dev_id: int) -> None:
+    """Start a new daemon for a device whose daemon died."""
+    from ublkpy.daemon.recover import recover as recover_device
+
+    recover_device(dev_id)
+    click.echo(f"/dev/ublkb{dev_id}")
+
+
+@cli.command()
+@_json_option
+def features(as_json: bool) -> None:
+    """Show what this kernel's driver can do."""
+    from ublkpy.daemon import inspect
+
+    found = inspect.features()
+    click.echo(render.features_json(found) if as_json else render.features(found))
+
+
+@cli.command()
+@click.option("-c", "--config", "file", type=click.Path(path_type=Path), required=True, help="YAML file")
+def check(file: Path) -> None:
+    """Validate a YAML file and its target, without the driver."""
+    from ublkpy.tgt.options import format_size
+
+    target = config.build(config.Draft(), config.read_yaml(file)).target
+    geometry = target.open()
+    target.close()
+    backing = f" on {target.backing()}" if target.backing() else ""
+    click.echo(f"{file}: {target.name}{backing}, {format_size(geometry.size)}: good")
+
+
+@cli.command("help")
+@click.option("-t", "--type", "target_type", metavar="TARGET", help="the options of a target")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(ctx: click.Context, target_type: str | None, command: str | None) -> None:
+    """Show the help of a command or a target."""
+    parent = ctx.parent
+    assert parent is not None
+    if target_type:
+        cls = tgt.find(target_type)
+        sub = click.Context(add, info_name=f"add -t {cls.name}", parent=parent)
+        sub.meta[_TARGET] = cls.name
+        click.echo(f"{cls.name}: {(cls.__doc__ or '').splitlines()[0]}\n\n{add.get_help(sub)}")
+    elif command:
+        found = cli.get_command(parent, command)
+        if found is None:
+            raise click.UsageError(f"no such command {command!r}; ublk help shows them")
+        click.echo(found.get_help(click.Context(found, info_name=command, parent=parent)))
+    else:
+        click.echo(cli.get_help(parent))

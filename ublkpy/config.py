@@ -1,0 +1,226 @@
+"""From YAML and command-line options to one checked device configuration.
+
+The options themselves are declared where they belong: those of every device
+below, those of a target in its class. Errors in YAML name file, line and key,
+and show the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ublkpy import tgt
+from ublkpy.errors import ConfigError
+from ublkpy.tgt.base import Target
+from ublkpy.tgt.options import PATH, Configurable, Option, Size, option
+from ublkpy.uring.uapi import MAX_QUEUE_DEPTH
+
+Recovery = Literal["none", "queue", "reissue", "fail"]
+
+
+class DeviceOptions(Configurable):
+    """What can be said about any device, whatever its target. Sizes in bytes."""
+
+    id: int = option(-1, "-n", "--number", help="device id; -1: the lowest free one", minimum=-1, maximum=2**20 - 1)
+    queues: int = option(1, "-q", help="hardware queues, one thread each", minimum=1, maximum=4096)
+    depth: int = option(128, "-d", help="requests in flight per queue", minimum=1, maximum=MAX_QUEUE_DEPTH)
+    max_io_buf_bytes: Size = option(
+        "512k", help="largest request, and buffer per request", minimum=4096, maximum=32 << 20, multiple=4096
+    )
+    recovery: Recovery = option(
+        "none",
+        help="when the daemon dies: none removes the device; queue holds new requests for ublk recover; reissue"
+        " also sends those in flight again; fail answers with errors until then",
+    )
+    log: Path | None = option(
+        None, help="append the daemon's log to this file; default: the journal, else /var/log/ublkpy.log"
+    )
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """A whole device: its own options, and its target with the target's."""
+
+    device: DeviceOptions
+    target: Target
+
+    def dump(self) -> dict[str, Any]:
+        """The configuration as plain values, for the state file; ``from_dump`` takes it back."""
+        return {"device": self.device.dump(), "target": {"type": self.target.name, **self.target.dump()}}
+
+
+@dataclass
+class Draft:
+    """Values said so far, parsed but not complete: a YAML file's, or the command line's."""
+
+    device: dict[str, Any] = field(default_factory=dict)
+    target_type: str | None = None
+    target: dict[str, Any] = field(default_factory=dict)
+
+
+def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
+    """One configuration from the command line and a file; the command line wins. Raises ConfigError."""
+    file = file or Draft()
+    target_type = said.target_type or file.target_type
+    if target_type is None:
+        raise ConfigError("no target given", f"add -t with one of: {', '.join(tgt.names())}")
+    if file.target_type not in (None, target_type):
+        raise ConfigError(f"the file is for a {file.target_type} target, not {target_type}", "leave -t out, or -c")
+    cls = tgt.find(target_type)
+    values = file.target | said.target
+    for opt in cls.options.values():
+        if opt.required and opt.name not in values:
+            flags = " or ".join((*opt.flags, opt.long_flags[0]))
+            raise ConfigError(f"target {target_type} needs {flags}: {opt.help}", f"ublk help -t {target_type}")
+    return DeviceConfig(DeviceOptions(file.device | said.device), cls(values))
+
+
+def from_dump(data: Mapping[str, Any]) -> DeviceConfig:
+    """The configuration that ``DeviceConfig.dump`` wrote."""
+    target = dict(data["target"])
+    cls = tgt.find(target.pop("type"))
+    return DeviceConfig(
+        DeviceOptions({name: DeviceOptions.options[name].parse(raw) for name, raw in data["device"].items()}),
+        cls({name: cls.options[name].parse(raw) for name, raw in target.items()}),
+    )
+
+
+def absolute(opt: Option, value: Any, base: Path) -> Any:
+    """``value`` with a relative path taken from ``base``: the daemon has another working folder."""
+    if opt.kind is PATH and value is not None:
+        return Path(os.path.abspath(base / value))  # noqa: PTH100 - resolve() would follow links
+    return value
+
+
+def read_yaml(path: Path) -> Draft:
+    """The values of a YAML file, parsed. ConfigError lists everything that is wrong with it."""
+    try:
+        text = path.read_text()
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {os.strerror(e.errno or 0)}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is not a text in UTF-8: {e.reason} at byte {e.start}") from e
+    return _Reader(path, text).read()
+
+
+class _Reader:
+    """Walks the nodes of one YAML file and keeps the place of each mistake."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._lines = text.splitlines()
+        self._text = text
+        self._mistakes: list[str] = []
+
+    def read(self) -> Draft:
+        draft = Draft()
+        try:
+            self._loader = yaml.SafeLoader(self._text)
+            root = self._loader.get_single_node()
+        except yaml.MarkedYAMLError as e:
+            mark = e.problem_mark or e.context_mark
+            raise ConfigError(self._describe(mark.line if mark else 0, "", e.problem or "not YAML")) from e
+        except yaml.YAMLError as e:
+            raise ConfigError(f"{self._path}: not YAML: {e}") from e
+        if root is None:
+            raise ConfigError(f"{self._path} is empty", "conf/ has a commented example for each target")
+        entries = self._mapping(root, "")
+        target = entries.pop("target", None)
+        draft.device = self._values(entries, DeviceOptions.options, "", extra=["target"])
+        if target is None:
+            self._mistake(root, "", "target is missing: say, for example, target: {type: null}")
+        else:
+            self._read_target(target[1], draft)
+        if self._mistakes:
+            raise ConfigError("\n".join(self._mistakes))
+        return draft
+
+    def _read_target(self, node: yaml.Node, draft: Draft) -> None:
+        entries = self._mapping(node, "target")
+        if "type" not in entries:
+            if isinstance(node, yaml.MappingNode):
+                self._mistake(node, "target", f"type is missing: one of {', '.join(tgt.names())}")
+            return
+        type_node = entries.pop("type")[1]
+        # YAML reads a bare null as "nothing"; as a target's type it is the target of that name.
+        value = self._scalar(type_node, "target.type")
+        name = "null" if value is None else value
+        if not isinstance(name, str):
+            return
+        try:
+            cls = tgt.find(name)
+        except ConfigError as e:
+            self._mistake(type_node, "target.type", f"{e.message}; {e.hint}")
+            return
+        draft.target_type = name
+        draft.target = self._values(entries, cls.options, "target.", extra=["type"])
+        for opt in cls.options.values():
+            if opt.required and opt.name not in entries:
+                self._mistake(node, "target", f"{opt.name} is missing: {opt.help}")
+
+    def _values(
+        self,
+        entries: dict[str, tuple[yaml.Node, yaml.Node]],
+        options: Mapping[str, Option],
+        prefix: str,
+        extra: list[str],
+    ) -> dict[str, Any]:
+        values = {}
+        for name, (key_node, node) in entries.items():
+            if name not in options:
+                known = [*options, *extra]
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+                self._mistake(key_node, f"{prefix}{name}", f"unknown key; {hint}")
+                continue
+            opt = options[name]
+            raw = self._scalar(node, f"{prefix}{name}")
+            if raw is _NOT_SCALAR:
+                continue
+            try:
+                values[name] = absolute(opt, opt.parse(raw), self._path.absolute().parent)
+            except ValueError as e:
+                self._mistake(node, f"{prefix}{name}", str(e))
+        return values
+
+    def _mapping(self, node: yaml.Node, path: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            self._mistake(node, path, "expected keys and values here, such as type: loop")
+            return {}
+        entries: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self._mistake(key, path, "a key must be a plain word")
+            elif key.value in entries:
+                self._mistake(key, f"{path}.{key.value}".strip("."), "given twice")
+            else:
+                entries[key.value] = (key, value)
+        return entries
+
+    def _scalar(self, node: yaml.Node, path: str) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return self._loader.construct_object(node)
+            except (yaml.YAMLError, ValueError):
+                self._mistake(node, path, f"{node.value!r} cannot be understood")
+                return _NOT_SCALAR
+        self._mistake(node, path, "expected a single value here")
+        return _NOT_SCALAR
+
+    def _mistake(self, node: yaml.Node, path: str, what: str) -> None:
+        self._mistakes.append(self._describe(node.start_mark.line, path, what))
+
+    def _describe(self, line: int, path: str, what: str) -> str:
+        where = f"{self._path}:{line + 1}: " + (f"{path}: " if path else "")
+        source = self._lines[line].rstrip() if line < len(self._lines) else ""
+        return f"{where}{what}" + (f"\n    {source}" if source else "")
+
+
+_NOT_SCALAR: Any = object()

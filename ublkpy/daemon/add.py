@@ -1,0 +1,134 @@
+"""``ublk add``: from a configuration to a block device that can be opened."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+
+from ublkpy.config import DeviceConfig
+from ublkpy.daemon import inspect, log, process, spawn
+from ublkpy.daemon.delete import delete
+from ublkpy.daemon.server import Plan, Server
+from ublkpy.errors import UblkError
+from ublkpy.uring.uapi import DevInfo
+
+_log = logging.getLogger(__name__)
+
+READY_DEADLINE = 150.0
+_NODE_DEADLINE = 30.0
+# In the driver's ublksrv_flags: "ublk" in ASCII, then 32 random bits.
+_COOKIE_MARK = 0x75626C6B << 32
+
+
+def add(config: DeviceConfig) -> int:
+    """Serve a device from a daemon of its own; returns its id once its node can be opened.
+
+    Raises UblkError, also for what the daemon found wrong, and KeyboardInterrupt; then nothing is left.
+    """
+    plan = _plan(config)
+
+    def body(ready: spawn.Ready) -> int:
+        return run_daemon(plan, ready, Server.create)
+
+    try:
+        done = start_daemon(body)
+    except BaseException:
+        # The daemon is dead; what it may have left in the driver bears the cookie.
+        left = inspect.find_by_cookie(plan.cookie)
+        if left is not None:
+            delete(left, force=True)
+        raise
+    finally:
+        config.target.close()
+    _tell_clamped(plan, done["queues"])
+    dev_id: int = done["dev_id"]
+    return dev_id
+
+
+def add_in_foreground(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
+    """Serve a device from this process until SIGTERM, SIGINT or its deletion; returns the exit status.
+
+    ``on_ready`` is called with the id once the node can be opened. Logs go to stderr.
+    """
+    plan = _plan(config)
+    log.to_terminal()
+    server = Server(plan)
+    process.harden()
+    info = server.create()
+    log.name_device(info.dev_id)
+    _tell_clamped(plan, info.nr_hw_queues)
+    _wait_node(info.dev_id)
+    on_ready(info.dev_id)
+    return server.serve(info)
+
+
+def start_daemon(body: Callable[[spawn.Ready], int]) -> dict[str, int]:
+    """Start a daemon and hear from it: what it serves, or the UblkError that ended it."""
+    child = spawn.daemon(body)
+    try:
+        return child.wait(READY_DEADLINE)
+    except EOFError as e:
+        raise UblkError(
+            "the daemon died while it set the device up",
+            f"its log may say why: journalctl -t ublkpy, or {log.LOG_FILE}; out of memory shows in dmesg",
+        ) from e
+    except TimeoutError as e:
+        child.end()
+        raise UblkError(
+            f"the daemon was not ready within {READY_DEADLINE:g} s", "the kernel log (dmesg) may say why"
+        ) from e
+    except BaseException:
+        child.end()
+        raise
+    finally:
+        child.close()
+
+
+def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo]) -> int:
+    """The daemon's whole life, in its own process; ``begin`` brings the device up."""
+    try:
+        log.detach(plan.config.device.log)
+        process.harden()
+        server = Server(plan)
+        info = begin(server)
+        log.name_device(info.dev_id)
+        _wait_node(info.dev_id)
+    except UblkError as e:
+        _log.error("%s", e.message)
+        ready.failed(e)
+        return 1
+    except Exception as e:
+        _log.exception("a bug in ublkpy")
+        ready.failed(UblkError(f"the daemon failed: {type(e).__name__}: {e}", "its log has the traceback"))
+        return 1
+    ready.done({"dev_id": info.dev_id, "queues": info.nr_hw_queues})
+    return server.serve(info)
+
+
+def _plan(config: DeviceConfig) -> Plan:
+    return Plan(config, config.target.open(), _COOKIE_MARK | secrets.randbits(32))
+
+
+def _tell_clamped(plan: Plan, queues: int) -> None:
+    wanted = plan.config.device.queues
+    if queues < wanted:
+        _log.warning("the driver gave %d of %d queues: it makes no more than there are CPUs", queues, wanted)
+
+
+def _wait_node(dev_id: int) -> None:
+    """Wait until the block device can be opened: udev may still be at work on it."""
+    node = f"/dev/ublkb{dev_id}"
+    deadline = time.monotonic() + _NODE_DEADLINE
+    while True:
+        try:
+            os.close(os.open(node, os.O_RDONLY | os.O_CLOEXEC))
+            return
+        except OSError as e:
+            if time.monotonic() > deadline:
+                raise UblkError(
+                    f"{node} cannot be opened: {os.strerror(e.errno or 0)}", "is udev or devtmpfs running?"
+                ) from e
+        time.sleep(0.01)

@@ -1,0 +1,161 @@
+"""The commands of /dev/ublk-control, as methods with deadlines.
+
+Every method raises an ``UblkError`` that names cause and cure. STOP_DEV and
+DEL_DEV can block where no signal reaches them; call those through
+``spawn.isolated``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ublkpy.errors import DriverError, InterruptedByUser, UblkError, command_error
+from ublkpy.uring.command import CommandRing
+from ublkpy.uring.ffi import ffi, lib
+from ublkpy.uring.uapi import DevInfo, Feature, Params
+
+CONTROL = Path("/dev/ublk-control")
+AUTO_ID = 0xFFFFFFFF
+_NO_QUEUE = 0xFFFF
+_CPU_MASK_BYTES = 1024  # 8192 CPUs, the most that x86-64 kernels are built for
+
+QUICK = 15.0
+"""Seconds that a command may take which waits for nobody."""
+
+START_DEADLINE = 60.0
+"""Seconds for START_DEV and END_USER_RECOVERY, which wait for every queue's FETCHes and, on Linux 6.12,
+for the partition scan."""
+
+
+class Control:
+    """An open /dev/ublk-control. Belongs to the thread that made it."""
+
+    def __init__(self) -> None:
+        try:
+            self._ring = CommandRing(str(CONTROL))
+        except OSError as e:
+            raise _open_error(e) from e
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ring.close()
+
+    def features(self) -> Feature:
+        """GET_FEATURES: what this kernel's driver can do."""
+        mask = ffi.new("uint64_t *")
+        self._call("GET_FEATURES", AUTO_ID, buf=mask)
+        return Feature(mask[0])
+
+    def add(self, wanted: DevInfo) -> DevInfo:
+        """ADD_DEV: create the device; what comes back is what the driver made of it."""
+        info = wanted.to_c()
+        self._call("ADD_DEV", wanted.dev_id, buf=info)
+        return DevInfo.from_c(info)
+
+    def set_params(self, dev_id: int, params: Params) -> Params:
+        """SET_PARAMS, then GET_PARAMS: the driver drops silently what it does not know."""
+        self._call("SET_PARAMS", dev_id, buf=params.to_c())
+        got = self.params(dev_id)
+        if replace(got, char_devt=(0, 0), disk_devt=(0, 0)) != params:
+            raise UblkError(f"the driver did not take the parameters of device {dev_id}: {params} became {got}")
+        return got
+
+    def params(self, dev_id: int) -> Params:
+        """GET_PARAMS."""
+        params = ffi.new("struct ublk_params *")
+        params.len = ffi.sizeof("struct ublk_params")
+        self._call("GET_PARAMS", dev_id, buf=params)
+        return Params.from_c(params)
+
+    def info(self, dev_id: int) -> DevInfo:
+        """GET_DEV_INFO."""
+        info = ffi.new("struct ublksrv_ctrl_dev_info *")
+        self._call("GET_DEV_INFO", dev_id, buf=info)
+        return DevInfo.from_c(info)
+
+    def affinity(self, dev_id: int, q_id: int) -> set[int]:
+        """GET_QUEUE_AFFINITY: the CPUs that send requests to this queue."""
+        mask = ffi.new(f"uint8_t[{_CPU_MASK_BYTES}]")
+        self._call("GET_QUEUE_AFFINITY", dev_id, buf=mask, data=q_id)
+        bits = int.from_bytes(bytes(mask), "little")
+        return {cpu for cpu in range(bits.bit_length()) if bits >> cpu & 1}
+
+    def start(self, dev_id: int, abort_fd: int) -> None:
+        """START_DEV: waits for all FETCHes, then the block device appears. ``abort_fd`` readable: give up."""
+        self._call("START_DEV", dev_id, data=os.getpid(), timeout=START_DEADLINE, abort_fd=abort_fd)
+
+    def start_recovery(self, dev_id: int) -> None:
+        """START_USER_RECOVERY: the old daemon is gone, a new one may open the device."""
+        self._call("START_USER_RECOVERY", dev_id)
+
+    def end_recovery(self, dev_id: int, abort_fd: int) -> None:
+        """END_USER_RECOVERY: waits for all FETCHes of the new daemon, then requests flow again."""
+        self._call("END_USER_RECOVERY", dev_id, data=os.getpid(), timeout=START_DEADLINE, abort_fd=abort_fd)
+
+    def stop(self, dev_id: int, timeout: float) -> None:
+        """STOP_DEV: remove the block device, when its caches are written and its requests answered."""
+        self._call("STOP_DEV", dev_id, timeout=timeout)
+
+    def delete(self, dev_id: int, timeout: float) -> None:
+        """DEL_DEV: stop, remove, and wait until the id is free."""
+        self._call("DEL_DEV", dev_id, timeout=timeout)
+
+    def delete_async(self, dev_id: int, timeout: float) -> None:
+        """DEL_DEV_ASYNC: the same without the last wait."""
+        self._call("DEL_DEV_ASYNC", dev_id, timeout=timeout)
+
+    def _call(
+        self,
+        command: str,
+        dev_id: int,
+        *,
+        buf: Any = None,
+        data: int = 0,
+        timeout: float = QUICK,
+        abort_fd: int = -1,
+    ) -> None:
+        cmd = ffi.new("struct ublksrv_ctrl_cmd *")
+        cmd.dev_id = dev_id
+        cmd.queue_id = _NO_QUEUE
+        cmd.data[0] = data
+        if buf is not None:
+            cmd.addr = int(ffi.cast("uintptr_t", buf))
+            # An array's own size, or that of what a pointer points to.
+            kind = ffi.typeof(buf)
+            cmd.len = ffi.sizeof(buf) if kind.kind == "array" else ffi.sizeof(kind.item)
+        code = getattr(lib, f"UBLK_U_CMD_{command}")
+        try:
+            self._ring.call(code, cmd, timeout, keep=(buf,), abort_fd=abort_fd)
+        except TimeoutError as e:
+            raise UblkError(
+                f"{command} of device {dev_id} is not done after {timeout:g} s",
+                "the kernel log (dmesg) may say why",
+            ) from e
+        except InterruptedError as e:
+            raise InterruptedByUser(f"{command} of device {dev_id} was interrupted") from e
+        except OSError as e:
+            raise command_error(command, e.errno or errno.EIO, dev_id) from e
+
+
+def _open_error(e: OSError) -> UblkError:
+    if e.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        return DriverError(
+            f"{CONTROL} does not exist: the ublk driver is not loaded",
+            "load it with: modprobe ublk_drv (Linux 6.0 or newer, built with CONFIG_BLK_DEV_UBLK; on"
+            " Debian's and Ubuntu's kernels it may be in a package of extra modules)",
+        )
+    if e.errno in (errno.EACCES, errno.EPERM) and not os.access(CONTROL, os.R_OK | os.W_OK):
+        return DriverError(f"no permission to open {CONTROL}", "run it as root, for example with sudo")
+    if e.errno in (errno.ENOSYS, errno.EPERM):
+        return DriverError(
+            "io_uring is not available to this process",
+            "set sysctl kernel.io_uring_disabled=0, and allow io_uring in the container's seccomp profile",
+        )
+    return DriverError(f"cannot use {CONTROL}: {os.strerror(e.errno or errno.EIO)}", f"python is {sys.executable}")

@@ -1,0 +1,92 @@
+"""``ublk del``: stop a device, delete it, leave nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from ublkpy.daemon import state
+from ublkpy.daemon.ctrl import Control
+from ublkpy.daemon.spawn import isolated, kill_and_wait, wait_end
+from ublkpy.daemon.users import check_unused
+from ublkpy.errors import UblkError
+
+log = logging.getLogger(__name__)
+
+# A stop writes the caches out and waits for each request; Linux 6.12 may take 30 s to notice that a
+# loaded daemon is dead.
+DEADLINE = 60.0
+_DAEMON_EXIT = 10.0
+
+
+def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: float = DEADLINE) -> None:
+    """Stop and delete a device, whoever serves it, dead or alive.
+
+    Refuses a device in use, unless ``force``. With ``force``, a daemon that does not let go within
+    ``timeout`` seconds is killed. Without ``wait`` the id may still be taken for a moment after the return.
+    Raises NoDeviceError, BusyError, UblkError.
+    """
+    with Control() as control:
+        info = control.info(dev_id)
+    if not force:
+        check_unused(dev_id)
+    started = time.monotonic()
+    try:
+        isolated(f"device {dev_id} to stop", lambda: _stop(dev_id, timeout), timeout)
+    except TimeoutError as e:
+        daemon = _daemon_pid(dev_id)
+        if not force or daemon is None:
+            raise _stuck(dev_id, info.ublksrv_pid, time.monotonic() - started) from e
+        log.warning("the daemon of device %d does not answer: killing process %d", dev_id, daemon)
+        kill_and_wait(daemon, timeout)
+        _stop_again(dev_id, timeout)
+    daemon = _daemon_pid(dev_id)
+    try:
+        isolated(f"device {dev_id} to be deleted", lambda: _delete(dev_id, timeout, wait), timeout)
+    except TimeoutError as e:
+        raise UblkError(
+            f"device {dev_id} is stopped, but not deleted after {timeout:g} s: something holds it open",
+            f"see what with: fuser -v /dev/ublkb{dev_id} /dev/ublkc{dev_id}; it goes when that ends",
+        ) from e
+    state.remove(dev_id)
+    # The daemon itself may be our parent, waiting for us.
+    if wait and daemon not in (None, os.getppid()):
+        wait_end(daemon, _DAEMON_EXIT)
+
+
+def _stop(dev_id: int, timeout: float) -> None:
+    with Control() as control:
+        control.stop(dev_id, timeout)
+
+
+def _stop_again(dev_id: int, timeout: float) -> None:
+    try:
+        isolated(f"device {dev_id} to stop", lambda: _stop(dev_id, timeout), timeout)
+    except TimeoutError as e:
+        raise _stuck(dev_id, -1, timeout) from e
+
+
+def _delete(dev_id: int, timeout: float, wait: bool) -> None:
+    with Control() as control:
+        if wait:
+            control.delete(dev_id, timeout)
+        else:
+            control.delete_async(dev_id, timeout)
+
+
+def _daemon_pid(dev_id: int) -> int | None:
+    """The device's daemon, if it is ours and alive; the driver's word alone may be about a dead process."""
+    try:
+        known = state.read(dev_id)
+    except UblkError:
+        return None
+    return known.pid if known and known.alive() else None
+
+
+def _stuck(dev_id: int, pid: int, seconds: float) -> UblkError:
+    return UblkError(
+        f"device {dev_id} did not stop within {seconds:.0f} s: its daemon (process {pid}) holds requests and"
+        " does not answer them",
+        f"ublk del --force -n {dev_id} kills the daemon; its requests then fail",
+    )

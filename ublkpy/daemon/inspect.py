@@ -1,0 +1,136 @@
+"""What there is: devices, and the driver's features."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ublkpy.daemon import state
+from ublkpy.daemon.ctrl import CONTROL, Control
+from ublkpy.errors import NoDeviceError, UblkError
+from ublkpy.uring.uapi import DevInfo, Feature, Params, State
+
+_CLASS = Path("/sys/class/ublk-char")
+
+
+@dataclass(frozen=True)
+class DeviceStatus:
+    """A device as the driver knows it, and as its daemon described it if that was ublkpy's.
+
+    ``known`` is None for the devices of other servers.
+    """
+
+    info: DevInfo
+    params: Params
+    known: state.DeviceState | None
+
+    @property
+    def node(self) -> str:
+        return f"/dev/ublkb{self.info.dev_id}"
+
+    @property
+    def pid(self) -> int | None:
+        """The daemon, if it runs. On Linux 6.12 the driver still names one that died."""
+        pid = self.info.ublksrv_pid
+        if self.known:
+            return self.known.pid if self.known.alive() else None
+        return pid if pid > 0 and state.process_start_time(pid) is not None else None
+
+    @property
+    def advice(self) -> str:
+        """What to do about a device that nobody serves; empty for one that works."""
+        if self.pid is not None:
+            return ""
+        dev_id = self.info.dev_id
+        if self.known and self.info.state in (State.QUIESCED, State.FAIL_IO):
+            return f"ublk recover -n {dev_id}"
+        return f"ublk del -n {dev_id}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of ``list --json``; docs/json.md describes it."""
+        info, params, known = self.info, self.params, self.known
+        return {
+            "id": info.dev_id,
+            "node": self.node,
+            "char_node": f"/dev/ublkc{info.dev_id}",
+            "server": "ublkpy" if known else "foreign",
+            "target": known.config["target"] if known else None,
+            "backing": known.backing if known else None,
+            "state": info.state.name,
+            "advice": self.advice or None,
+            "size": params.size,
+            "logical_block_size": params.logical_block,
+            "physical_block_size": params.physical_block,
+            "attrs": [attr.name for attr in params.attrs],
+            "queues": info.nr_hw_queues,
+            "queue_depth": info.queue_depth,
+            "max_io_buf_bytes": info.max_io_buf_bytes,
+            "mode": known.mode if known else None,
+            "flags": [flag.name for flag in info.flags],
+            "pid": self.pid,
+            "queue_threads": [
+                {"q_id": q.q_id, "tid": q.tid, "affinity": thread_affinity(q)} for q in (known.queues if known else [])
+            ],
+            "owner": {"uid": info.owner_uid, "gid": info.owner_gid},
+        }
+
+
+def device_ids() -> list[int]:
+    """The ids of all devices, of every server."""
+    if not _CLASS.exists():
+        return []
+    return sorted(int(p.name.removeprefix("ublkc")) for p in _CLASS.iterdir())
+
+
+def status(dev_id: int) -> DeviceStatus:
+    """One device; NoDeviceError if there is none."""
+    with Control() as control:
+        return _status(control, dev_id)
+
+
+def list_devices() -> list[DeviceStatus]:
+    """All devices, by id."""
+    found = []
+    with Control() as control:
+        for dev_id in device_ids():
+            try:
+                found.append(_status(control, dev_id))
+            except NoDeviceError:  # gone since we looked
+                continue
+    return found
+
+
+def features() -> Feature:
+    """What this kernel's driver can do."""
+    with Control() as control:
+        return control.features()
+
+
+def find_by_cookie(cookie: int) -> int | None:
+    """The id of the device that was added with this cookie."""
+    for device in list_devices() if CONTROL.exists() else []:
+        if device.info.ublksrv_flags == cookie:
+            return device.info.dev_id
+    return None
+
+
+def thread_affinity(queue: state.QueueState) -> list[int]:
+    """The CPUs that a queue's thread runs on now; those it was given if it is gone."""
+    try:
+        return sorted(os.sched_getaffinity(queue.tid))
+    except OSError:
+        return queue.affinity
+
+
+def _status(control: Control, dev_id: int) -> DeviceStatus:
+    info = control.info(dev_id)
+    try:
+        known = state.read(dev_id)
+    except UblkError:
+        known = None
+    # An id that another server uses meanwhile: the file is left over.
+    if known and known.cookie != info.ublksrv_flags:
+        known = None
+    return DeviceStatus(info, control.params(dev_id), known)

@@ -1,0 +1,87 @@
+"""Where a daemon's words go: the journal, a file, or the terminal. Never nowhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from ublkpy.errors import UblkError
+
+JOURNAL = Path("/run/systemd/journal/stdout")
+LOG_FILE = Path("/var/log/ublkpy.log")
+
+# syslog(3)'s numbers, which journald reads from a <N> at the start of a line
+_PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+
+
+def to_terminal() -> None:
+    """Log to stderr as it is, for a daemon in the foreground."""
+    _set_up(_Formatter("{device}: %(levelname)s: %(message)s"))
+
+
+def detach(file: Path | None) -> None:
+    """Point stdin and stdout at nothing and stderr at the log.
+
+    stderr itself, not only ``logging``: a crash of the interpreter, too, must leave a trace. UblkError when
+    the log cannot be opened.
+    """
+    path = file or LOG_FILE
+    try:
+        if file is None and JOURNAL.is_socket():
+            fd, formatter = _open_journal(), _Formatter("{device}: %(message)s", for_journal=True)
+        else:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            formatter = _Formatter("%(asctime)s {device}[%(process)d]: %(levelname)s: %(message)s")
+    except OSError as e:
+        raise UblkError(
+            f"cannot open the log {path}: {os.strerror(e.errno or 0)}", "name another one with --log FILE"
+        ) from e
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for source, target in ((null, 0), (null, 1), (fd, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(fd)
+    _set_up(formatter)
+
+
+def name_device(dev_id: int) -> None:
+    """From now on each line carries the device's name."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _Formatter):
+            handler.formatter.device = f"ublkb{dev_id}"
+
+
+class _Formatter(logging.Formatter):
+    """Puts the device, and for the journal a priority, before each line, those of tracebacks included."""
+
+    def __init__(self, fmt: str, *, for_journal: bool = False) -> None:
+        # {device} stays in the text for format() below to replace.
+        super().__init__(fmt)
+        self._for_journal = for_journal
+        self.device = "ublk"
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).replace("{device}", self.device, 1)
+        if not self._for_journal:
+            return text
+        prefix = f"<{_PRIORITY.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in text.splitlines())
+
+
+def _set_up(formatter: logging.Formatter) -> None:
+    handler = logging.StreamHandler(sys.__stderr__)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+def _open_journal() -> int:
+    """A stream to journald (systemd's stream protocol): a header of seven lines, then text."""
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stream.connect(str(JOURNAL))
+    stream.sendall(b"ublkpy\n\n6\n1\n0\n0\n0\n")
+    return stream.detach()

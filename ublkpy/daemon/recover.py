@@ -1,0 +1,103 @@
+"""``ublk recover``: a new daemon for a device whose daemon died."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ublkpy.config import from_dump
+from ublkpy.daemon import inspect, spawn, state
+from ublkpy.daemon.add import run_daemon, start_daemon
+from ublkpy.daemon.ctrl import Control
+from ublkpy.daemon.server import Plan, Server
+from ublkpy.errors import BusyError, UblkError
+from ublkpy.tgt.options import format_size
+from ublkpy.uring.uapi import DevInfo, Feature, State
+
+log = logging.getLogger(__name__)
+
+# Linux 6.12 may notice the death of a loaded daemon only by its 30 s request timeout.
+_QUIESCE_DEADLINE = 60.0
+_RELEASE_DEADLINE = 30.0
+
+
+def recover(dev_id: int) -> None:
+    """Serve the device again from a new daemon, with the target that its state file describes.
+
+    The device must have been added with recovery. Raises UblkError; the device then waits on.
+    """
+    device = inspect.status(dev_id)
+    known = _recoverable(device)
+    _wait_quiesced(dev_id)
+    config = from_dump(known.config)
+    plan = Plan(config, config.target.open(), known.cookie)
+
+    def begin(server: Server) -> DevInfo:
+        server.take_over(device.info)
+        return device.info
+
+    def body(ready: spawn.Ready) -> int:
+        return run_daemon(plan, ready, begin)
+
+    try:
+        if plan.geometry.size != device.params.size:
+            raise UblkError(
+                f"device {dev_id} has {format_size(device.params.size)}, but its backing now has"
+                f" {format_size(plan.geometry.size)}",
+                "give the backing its old size again, or delete the device",
+            )
+        _start_recovery(dev_id)
+        start_daemon(body)
+    finally:
+        config.target.close()
+
+
+def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
+    dev_id = device.info.dev_id
+    if device.known is None:
+        state.read(dev_id)  # says what is wrong with it, if anything
+        raise UblkError(
+            f"device {dev_id} was not added by ublkpy, or its state file {state.RUN_DIR}/{dev_id}.json is gone",
+            f"use the tool that added it, or delete it: ublk del -n {dev_id}",
+        )
+    if device.pid is not None:
+        raise BusyError(
+            f"device {dev_id} needs no recovery: process {device.pid} serves it", "ublk list shows its state"
+        )
+    if Feature.USER_RECOVERY not in device.info.flags:
+        raise UblkError(
+            f"device {dev_id} was added without recovery",
+            f"add it with -r 1 to be able to recover it; now only: ublk del -n {dev_id}",
+        )
+    return device.known
+
+
+def _wait_quiesced(dev_id: int) -> None:
+    """Wait until the driver has noticed that the old daemon is dead."""
+    started = time.monotonic()
+    told = False
+    with Control() as control:
+        while control.info(dev_id).state not in (State.QUIESCED, State.FAIL_IO):
+            waited = time.monotonic() - started
+            if waited > _QUIESCE_DEADLINE:
+                raise UblkError(
+                    f"the driver still takes the daemon of device {dev_id} for alive",
+                    f"a forked child of it may hold the device: fuser -v /dev/ublkc{dev_id}",
+                )
+            if waited > 1 and not told:
+                log.info("waiting for the driver to notice that the old daemon is dead (up to 30 s on 6.12)")
+                told = True
+            time.sleep(0.02)
+
+
+def _start_recovery(dev_id: int) -> None:
+    """START_USER_RECOVERY, as soon as the last reference of the old daemon is gone."""
+    deadline = time.monotonic() + _RELEASE_DEADLINE
+    with Control() as control:
+        while True:
+            try:
+                return control.start_recovery(dev_id)
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)

@@ -1,0 +1,301 @@
+"""One device's life in its daemon, from ADD_DEV to the last request.
+
+::
+
+    create ──▶ bring up ──▶ START_DEV ──▶ serve ──▶ close
+      │           │             │           │
+      └───────────┴─────────────┘        SIGTERM: another process
+         on failure: delete              stops and deletes
+
+A process that waits for STOP_DEV of its own device can end up waiting for
+itself where not even SIGKILL helps: the command holds the process, the process
+holds the requests that the command waits for. So the daemon never sends it,
+but has ``ublk del`` do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from ublkpy.config import DeviceConfig
+from ublkpy.daemon import state
+from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
+from ublkpy.daemon.worker import Worker
+from ublkpy.errors import InterruptedByUser, UblkError
+from ublkpy.tgt.base import Geometry
+from ublkpy.uring.uapi import SECTOR, Attr, DevInfo, Feature, Params
+
+log = logging.getLogger(__name__)
+
+_OPEN_DEADLINE = 10.0
+_HELPER_DEADLINE = 120.0
+
+_RECOVERY_FLAGS = {
+    "none": Feature(0),
+    "queue": Feature.USER_RECOVERY,
+    "reissue": Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE,
+    "fail": Feature.USER_RECOVERY | Feature.USER_RECOVERY_FAIL_IO,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a daemon is to serve; decided before the fork.
+
+    ``cookie`` marks the device as the one of this plan, in the driver and in the state file.
+    """
+
+    config: DeviceConfig
+    geometry: Geometry
+    cookie: int
+
+    def params(self, max_io_bytes: int) -> Params:
+        """The geometry in the driver's terms."""
+        g = self.geometry
+        attrs = Attr(0)
+        for attr, on in (
+            (Attr.READ_ONLY, g.read_only),
+            (Attr.ROTATIONAL, g.rotational),
+            (Attr.VOLATILE_CACHE | Attr.FUA, g.write_cache),
+        ):
+            attrs |= attr if on else Attr(0)
+        return Params(
+            size=g.size,
+            max_io_bytes=max_io_bytes,
+            attrs=attrs,
+            logical_block=g.logical_block,
+            physical_block=g.physical_block,
+            io_min=g.io_min,
+            io_opt=g.io_opt,
+            discard_granularity=g.discard_granularity,
+            max_discard_sectors=g.max_discard_bytes // SECTOR if g.discard_granularity else 0,
+            max_write_zeroes_sectors=g.max_write_zeroes_bytes // SECTOR if g.discard_granularity else 0,
+        )
+
+
+class Server:
+    """Serves one device; everything here runs in the daemon's main thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._workers: list[Worker] = []
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._cdev_fd = -1
+        self._stopping = False
+        # Signals and threads that end write a byte here and so wake the main thread.
+        self._wake_r, self._wake_w = socket.socketpair()
+        self._wake_r.setblocking(False)
+        self._wake_w.setblocking(False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
+
+    def create(self) -> DevInfo:
+        """ADD_DEV and all up to START_DEV. On failure nothing is left. Raises UblkError."""
+        options = self._plan.config.device
+        wanted = DevInfo(
+            dev_id=AUTO_ID if options.id < 0 else options.id,
+            nr_hw_queues=options.queues,
+            queue_depth=options.depth,
+            max_io_buf_bytes=options.max_io_buf_bytes,
+            flags=_RECOVERY_FLAGS[options.recovery],
+            ublksrv_flags=self._plan.cookie,
+        )
+        with Control() as control:
+            missing = wanted.flags & ~control.features()
+            if missing:
+                raise _unsupported(missing, options.recovery)
+            info = control.add(wanted)
+            try:
+                control.set_params(info.dev_id, self._plan.params(info.max_io_buf_bytes))
+                self._bring_up(control, info)
+                control.start(info.dev_id, self._wake_r.fileno())
+            except BaseException as e:
+                self._abandon(info.dev_id)
+                raise self._cause(e) from e
+        return info
+
+    def take_over(self, info: DevInfo) -> None:
+        """Serve a device whose daemon died, after START_USER_RECOVERY. Raises UblkError."""
+        with Control() as control:
+            try:
+                self._bring_up(control, info)
+                control.end_recovery(info.dev_id, self._wake_r.fileno())
+            except BaseException as e:
+                raise self._cause(e) from e
+
+    def serve(self, info: DevInfo) -> int:
+        """Until the driver has taken the device back. Returns the exit status."""
+        log.info("serving /dev/ublkb%d", info.dev_id)
+        while any(worker.is_alive() for worker in self._workers):
+            if self._woken(timeout=None) and not self._stopping:
+                log.info("asked to end: deleting /dev/ublkb%d", info.dev_id)
+                self._start_helper(info.dev_id)
+            self._check_helper()
+            self._check_workers()
+        self._check_workers()
+        self._close()
+        state.remove(info.dev_id, self._plan.cookie)
+        self._wait_helper()
+        log.info("/dev/ublkb%d has ended", info.dev_id)
+        return 0
+
+    # -- bring-up --------------------------------------------------------------------------
+
+    def _bring_up(self, control: Control, info: DevInfo) -> None:
+        """Open the character device, start the queues, write the state file."""
+        self._cdev_fd = _open_cdev(info.dev_id)
+        self._workers = [
+            Worker(
+                q_id,
+                info.queue_depth,
+                info.max_io_buf_bytes,
+                self._cdev_fd,
+                self._plan.config.target.map(),
+                control.affinity(info.dev_id, q_id),
+                self._wake,
+            )
+            for q_id in range(info.nr_hw_queues)
+        ]
+        for worker in self._workers:
+            worker.start()
+        deadline = time.monotonic() + START_DEADLINE
+        for worker in self._workers:
+            if not worker.ready.wait(deadline - time.monotonic()):
+                raise UblkError(f"queue {worker.q_id} did not get ready within {START_DEADLINE:g} s")
+            if worker.error:
+                raise worker.error
+        config, target = self._plan.config, self._plan.config.target
+        state.write(
+            state.DeviceState(
+                dev_id=info.dev_id,
+                cookie=self._plan.cookie,
+                pid=os.getpid(),
+                start_time=state.process_start_time(os.getpid()) or 0,
+                mode="copy",
+                queues=[worker.state() for worker in self._workers],
+                config=config.dump(),
+                target={
+                    "name": target.name,
+                    "type": 0,
+                    "dev_size": self._plan.geometry.size,
+                    **target.status(),
+                },
+                backing=target.backing(),
+            )
+        )
+
+    def _cause(self, e: BaseException) -> BaseException:
+        """What to tell the user: a queue's own error rather than the interruption that it caused."""
+        for worker in self._workers:
+            if isinstance(e, InterruptedByUser) and worker.error:
+                e = worker.error
+        if isinstance(e, OSError):
+            hint = (
+                "use a smaller depth, fewer queues or smaller buffers (max_io_buf_bytes)"
+                if e.errno == errno.ENOMEM
+                else "the kernel log (dmesg) may say why"
+            )
+            return UblkError(f"cannot serve the device: {e.strerror}", hint)
+        return e
+
+    def _abandon(self, dev_id: int) -> None:
+        """Undo a bring-up that failed."""
+        self._start_helper(dev_id)
+        deadline = time.monotonic() + _HELPER_DEADLINE
+        for worker in self._workers:
+            if worker.ident is not None:
+                worker.join(max(0, deadline - time.monotonic()))
+        self._close()
+        self._wait_helper()
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        # Full of bytes already: the main thread wakes all the same.
+        with contextlib.suppress(BlockingIOError):
+            self._wake_w.send(b"\0")
+
+    def _woken(self, timeout: float | None) -> bool:
+        """Sleep until something happens; True if it was a signal to end."""
+        select.select([self._wake_r], [], [], timeout)
+        try:
+            events = self._wake_r.recv(4096)
+        except BlockingIOError:
+            return False
+        return any(number in events for number in (signal.SIGTERM, signal.SIGINT))
+
+    def _start_helper(self, dev_id: int) -> None:
+        """Have another process stop and delete the device; it kills this one if that hangs."""
+        self._stopping = True
+        self._helper = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ublkpy", "del", "--force", "-n", str(dev_id)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _check_helper(self) -> None:
+        """After a deletion that failed, the next signal may try again."""
+        if self._helper and self._helper.poll():
+            log.error("the device could not be deleted; see the messages before")
+            self._helper, self._stopping = None, False
+
+    def _wait_helper(self) -> None:
+        if self._helper:
+            try:
+                self._helper.wait(_HELPER_DEADLINE)
+            except subprocess.TimeoutExpired:
+                log.error("deleting the device takes more than %g s", _HELPER_DEADLINE)
+
+    def _check_workers(self) -> None:
+        """A queue that failed cannot be served any more, and with it the device: end the process.
+
+        At once: the driver then fails or keeps the requests as the recovery options say. Closing the queue
+        first would leave a device that looks alive.
+        """
+        for worker in self._workers:
+            if worker.error:
+                log.critical("queue %d failed: giving the device up", worker.q_id, exc_info=worker.error)
+                logging.shutdown()
+                os._exit(1)
+
+    def _close(self) -> None:
+        if self._cdev_fd >= 0:
+            os.close(self._cdev_fd)
+            self._cdev_fd = -1
+        self._plan.config.target.close()
+
+
+def _open_cdev(dev_id: int) -> int:
+    """Open /dev/ublkcN: it may not be there yet, not ours yet (udev), or not yet free of its last owner."""
+    path = f"/dev/ublkc{dev_id}"
+    deadline = time.monotonic() + _OPEN_DEADLINE
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as e:
+            if time.monotonic() > deadline:
+                raise UblkError(
+                    f"cannot open {path}: {os.strerror(e.errno or 0)}",
+                    "is udev or devtmpfs running, and does nothing else hold it open?",
+                ) from e
+        time.sleep(0.01)
+
+
+def _unsupported(missing: Feature, recovery: str) -> UblkError:
+    names = ", ".join(f"UBLK_F_{flag.name}" for flag in missing)
+    return UblkError(
+        f"this kernel's ublk driver lacks {names}, which recovery {recovery!r} needs",
+        "ublk features shows what it has; choose another recovery, or a newer kernel",
+    )

@@ -1,0 +1,205 @@
+"""The only forks: a daemon that reports when it is ready, and a command that may never come back.
+
+Both fork before the process has a thread or a ring of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ublkpy.errors import UblkError, from_dict
+
+log = logging.getLogger(__name__)
+
+_ORDERLY_END = 30.0
+
+
+class Ready:
+    """The daemon's end of the readiness pipe: exactly one word, that it serves or why not."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def done(self, data: dict[str, Any]) -> None:
+        self._send({"done": data})
+
+    def failed(self, error: UblkError) -> None:
+        self._send({"error": error.to_dict()})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        # A command that was killed meanwhile no longer listens.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._fd, json.dumps(message).encode() + b"\n")
+
+
+class Child:
+    """The command's end: the process id of the daemon, and its word."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._buffer = b""
+        self.pid = 0
+
+    def wait(self, timeout: float) -> dict[str, Any]:
+        """What the daemon sent with ``done``. Raises what it sent with ``failed``, EOFError when it died
+        without a word, TimeoutError."""
+        deadline = time.monotonic() + timeout
+        while True:
+            message = self._receive(deadline)
+            if "error" in message:
+                raise from_dict(message["error"])
+            if "done" in message:
+                done: dict[str, Any] = message["done"]
+                return done
+            self.pid = message["pid"]
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._fd], [], [], left)[0]:
+                raise TimeoutError
+            chunk = os.read(self._fd, 65536)
+            if not chunk:
+                raise EOFError
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def end(self) -> None:
+        """End the daemon: in good order if it can, at once if not. Ctrl-C does not interrupt that."""
+        if not self.pid:
+            return
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+            if not wait_end(self.pid, _ORDERLY_END):
+                kill_and_wait(self.pid, _ORDERLY_END)
+        finally:
+            signal.signal(signal.SIGINT, on_interrupt)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def daemon(body: Callable[[Ready], int]) -> Child:
+    """Run ``body`` in a process detached from this one; its return value is the exit status.
+
+    Forks twice, so that the daemon belongs to init from the start and leaves no zombie to a caller that
+    lives on.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    middle = _fork()
+    if middle == 0:
+        os.close(read_end)
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.write(write_end, json.dumps({"pid": os.getpid()}).encode() + b"\n")
+        _run(lambda: body(Ready(write_end)))
+    os.close(write_end)
+    os.waitpid(middle, 0)
+    return Child(read_end)
+
+
+def isolated(what: str, action: Callable[[], object], timeout: float) -> None:
+    """Run ``action`` in a child process and wait at most ``timeout`` seconds for its end.
+
+    Says on the log that it waits for ``what`` when that takes over a second. For driver commands that no
+    signal can end: a process that issued one cannot exit before it is done, so it must not be ours. Raises
+    the UblkError of ``action``, or TimeoutError and leaves the child to finish.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    pid = _fork()
+    if pid == 0:
+        os.close(read_end)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _run(lambda: _report(action, Ready(write_end)))
+    os.close(write_end)
+    child = Child(read_end)
+    try:
+        try:
+            child.wait(min(timeout, 1.0))
+        except TimeoutError:
+            log.info("waiting for %s, up to %.0f s", what, timeout)
+            child.wait(max(timeout - 1.0, 0.0))
+        os.waitpid(pid, 0)
+    except UblkError:
+        os.waitpid(pid, 0)
+        raise
+    except EOFError as e:
+        os.waitpid(pid, 0)
+        raise UblkError("a helper process died before it was done", "try again") from e
+    finally:
+        child.close()
+
+
+def _report(action: Callable[[], object], ready: Ready) -> int:
+    try:
+        action()
+    except UblkError as e:
+        ready.failed(e)
+    else:
+        ready.done({})
+    return 0
+
+
+def _fork() -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fork()
+
+
+def _run(body: Callable[[], int]) -> NoReturn:
+    """The rest of a child's life; never returns into the code of the parent."""
+    status = 1
+    try:
+        status = body()
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
+    finally:
+        with contextlib.suppress(Exception):
+            logging.shutdown()
+        os._exit(status)
+
+
+def kill_and_wait(pid: int, timeout: float) -> bool:
+    """SIGKILL a process and wait for its end; False when it is still there after ``timeout`` seconds."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return _ended(fd, timeout)
+    finally:
+        os.close(fd)
+
+
+def wait_end(pid: int, timeout: float) -> bool:
+    """Wait for the end of any process; False when it is still there after ``timeout`` seconds."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return _ended(fd, timeout)
+    finally:
+        os.close(fd)
+
+
+def _ended(pidfd: int, timeout: float) -> bool:
+    return bool(select.select([pidfd], [], [], timeout)[0])

@@ -1,0 +1,113 @@
+"""The state file of a device: all that ``recover`` and ``list`` need to know.
+
+One JSON file a device in /run/ublkpy, replaced atomically: written beside,
+synced, renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ublkpy.errors import UblkError
+
+RUN_DIR = Path("/run/ublkpy")
+VERSION = 1
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """One queue: the thread that serves it and the CPUs that it was given."""
+
+    q_id: int
+    tid: int
+    affinity: list[int]
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """What a daemon says about its device.
+
+    ``cookie`` also stands in the driver's ``ublksrv_flags``: a device with another value is not the one
+    that this file is about. ``start_time`` (clock ticks since boot) tells a process from a later one with
+    the same pid. ``target`` is what the target says of itself for ``list``.
+    """
+
+    dev_id: int
+    cookie: int
+    pid: int
+    start_time: int
+    mode: str
+    queues: list[QueueState]
+    config: dict[str, Any]
+    target: dict[str, Any]
+    backing: str
+
+    def alive(self) -> bool:
+        """Whether the daemon that wrote this is still running."""
+        return process_start_time(self.pid) == self.start_time
+
+
+def write(state: DeviceState) -> None:
+    """Replace the device's file; a crash leaves the old or the new one, never a part."""
+    RUN_DIR.mkdir(mode=0o755, exist_ok=True)
+    path = _path(state.dev_id)
+    new = path.with_suffix(f".{os.getpid()}.new")
+    try:
+        with os.fdopen(os.open(new, _NEW_FILE, 0o600), "w") as f:
+            json.dump({"version": VERSION, **asdict(state)}, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def read(dev_id: int) -> DeviceState | None:
+    """The device's state; None when there is no file. UblkError when it is not ours to understand."""
+    path = _path(dev_id)
+    try:
+        data = json.loads(path.read_text())
+        if data.pop("version") != VERSION:
+            raise UblkError(
+                f"{path} was written by another version of ublkpy", f"delete the device: ublk del -n {dev_id}"
+            )
+        data["queues"] = [QueueState(**queue) for queue in data["queues"]]
+        return DeviceState(**data)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UblkError(
+            f"{path} is damaged: {e}", f"remove it, and delete the device with: ublk del -n {dev_id}"
+        ) from e
+
+
+def remove(dev_id: int, cookie: int | None = None) -> None:
+    """Remove the device's file; with ``cookie``, only if it is that device's."""
+    if cookie is not None:
+        with contextlib.suppress(UblkError):
+            state = read(dev_id)
+            if state and state.cookie != cookie:
+                return
+    _path(dev_id).unlink(missing_ok=True)
+
+
+def process_start_time(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when there is none, or only its zombie."""
+    try:
+        # The name, in parentheses, may hold anything; fields count from behind it.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _path(dev_id: int) -> Path:
+    return RUN_DIR / f"{dev_id}.json"

@@ -1,0 +1,64 @@
+"""Who uses a block device: mounts, swap, other block devices."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from ublkpy.errors import BusyError
+
+
+def check_unused(dev_id: int) -> None:
+    """BusyError that names the user, if the device or one of its partitions is in use."""
+    sysfs = Path(f"/sys/block/ublkb{dev_id}")
+    if not sysfs.exists():
+        return
+    for part in [sysfs, *sorted(p.parent for p in sysfs.glob("*/partition"))]:
+        node = f"/dev/{part.name}"
+        use = _mount_point(part, node) or _swap(node) or _holder(part) or _exclusive(node)
+        if use:
+            what, cure = use
+            raise BusyError(f"{node} is {what}", f"{cure}, or use --force: what is not yet written may be lost")
+
+
+def _mount_point(part: Path, node: str) -> tuple[str, str] | None:
+    devno = (part / "dev").read_text().strip()
+    # Of the whole machine too: a daemon has a mount namespace of its own.
+    for mounts in (Path("/proc/self/mountinfo"), Path("/proc/1/mountinfo")):
+        try:
+            lines = mounts.read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            source = fields[fields.index("-") + 2]
+            # btrfs has device numbers of its own, so look at the source as well.
+            if fields[2] == devno or source == node:
+                point = fields[4].replace("\\040", " ")
+                return f"mounted on {point}", f"unmount it first: umount {point}"
+    return None
+
+
+def _swap(node: str) -> tuple[str, str] | None:
+    lines = Path("/proc/swaps").read_text().splitlines()[1:]
+    if any(line.split()[0] == node for line in lines):
+        return "used as swap", f"take it out first: swapoff {node}"
+    return None
+
+
+def _holder(part: Path) -> tuple[str, str] | None:
+    names = sorted(p.name for p in (part / "holders").iterdir())
+    if names:
+        return f"part of {', '.join(names)}", f"take {names[0]} down first"
+    return None
+
+
+def _exclusive(node: str) -> tuple[str, str] | None:
+    """Whatever else claims the device as a whole, another ublk device over it for example."""
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as e:
+        if e.errno == errno.EBUSY:
+            return "held by another block device or program", f"see what uses it with: fuser -v {node}"
+    return None

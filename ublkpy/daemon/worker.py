@@ -1,0 +1,73 @@
+"""The thread of one queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from ublkpy.daemon.state import QueueState
+from ublkpy.uring.queue import Map, Queue
+
+log = logging.getLogger(__name__)
+
+
+class Worker(threading.Thread):
+    """Serves one queue from FETCH to the driver's last abort.
+
+    ``ready`` is set when all FETCHes are sent or ``error`` says why not; ``ended`` is called, in this
+    thread, as the last thing.
+    """
+
+    def __init__(
+        self,
+        q_id: int,
+        depth: int,
+        buf_bytes: int,
+        cdev_fd: int,
+        target_map: Map,
+        cpus: set[int],
+        ended: Callable[[], None],
+    ) -> None:
+        super().__init__(name=f"queue-{q_id}", daemon=True)
+        self.q_id = q_id
+        self.error: BaseException | None = None
+        self.ready = threading.Event()
+        self._depth = depth
+        self._buf_bytes = buf_bytes
+        self._cdev_fd = cdev_fd
+        self._map = target_map
+        self._cpus = cpus
+        self._ended = ended
+
+    def run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as e:
+            self.error = e
+        finally:
+            self.ready.set()
+            self._ended()
+
+    def state(self) -> QueueState:
+        """The queue as the state file describes it. Any thread, once ``ready`` is set."""
+        return QueueState(self.q_id, self.native_id or 0, sorted(self._cpus))
+
+    def _serve(self) -> None:
+        # Signals are the main thread's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        os.sched_setaffinity(0, self._cpus)
+        queue = Queue(self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._map)
+        self.ready.set()
+        while error := queue.run():
+            log.error(
+                "queue %d: %s at sector %d failed: %s (%d failed so far)",
+                self.q_id,
+                error.op_name,
+                error.start_sector,
+                os.strerror(error.errno),
+                error.count,
+            )
+        queue.close()

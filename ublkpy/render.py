@@ -1,0 +1,141 @@
+"""Results as text: tables for people, JSON for programs, ublksrv's layout for its scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ublkpy.daemon.inspect import DeviceStatus, thread_affinity
+from ublkpy.tgt.options import SECTOR, format_size
+from ublkpy.uring.uapi import Feature
+
+JSON_VERSION = 1
+
+# ublksrv's names, in its order.
+_FLAG_NAMES = {
+    Feature.SUPPORT_ZERO_COPY: "SUPPORT_ZERO_COPY",
+    Feature.AUTO_BUF_REG: "AUTO_ZC",
+    Feature.URING_CMD_COMP_IN_TASK: "URING_CMD_COMP_IN_TASK",
+    Feature.NEED_GET_DATA: "NEED_GET_DATA",
+    Feature.UNPRIVILEGED_DEV: "UNPRIVILEGED_DEV",
+    Feature.USER_RECOVERY: "RECOVERY",
+    Feature.USER_RECOVERY_REISSUE: "RECOVERY_REISSUE",
+    Feature.CMD_IOCTL_ENCODE: "CMD_IOCTL_ENCODE",
+    Feature.USER_COPY: "USER_COPY",
+    Feature.ZONED: "ZONED",
+    Feature.USER_RECOVERY_FAIL_IO: "RECOVERY_FAIL_IO",
+    Feature.UPDATE_SIZE: "UPDATE_SIZE",
+    Feature.QUIESCE: "QUIESCE",
+    Feature.PER_IO_DAEMON: "PER_IO_DAEMON",
+    Feature.BUF_REG_OFF_DAEMON: "BUF_REG_OFF_DAEMON",
+    Feature.BATCH_IO: "BATCH_IO",
+    Feature.INTEGRITY: "INTEGRITY",
+    Feature.SAFE_STOP_DEV: "SAFE_STOP_DEV",
+    Feature.NO_AUTO_PART_SCAN: "NO_AUTO_PART_SCAN",
+    Feature.SHMEM_ZC: "SHMEM_ZC",
+}
+
+_FEATURE_GIVES = {
+    Feature.SUPPORT_ZERO_COPY: "requests' pages registered as io_uring buffers: no copy",
+    Feature.URING_CMD_COMP_IN_TASK: "completions run in the daemon's task; always on",
+    Feature.NEED_GET_DATA: "the daemon chooses the buffer of a write after it has seen the request",
+    Feature.USER_RECOVERY: "the device survives its daemon; new requests wait (-r 1, --recovery queue)",
+    Feature.USER_RECOVERY_REISSUE: "requests in flight are sent again to the next daemon (-i 1)",
+    Feature.UNPRIVILEGED_DEV: "devices of ordinary users",
+    Feature.CMD_IOCTL_ENCODE: "ioctl-encoded commands; always on",
+    Feature.USER_COPY: "the daemon copies data itself with pread and pwrite",
+    Feature.ZONED: "zoned devices",
+    Feature.USER_RECOVERY_FAIL_IO: "without a daemon, requests fail at once (-e 1)",
+    Feature.UPDATE_SIZE: "a live device can be resized",
+    Feature.AUTO_BUF_REG: "zero copy without commands of its own",
+    Feature.QUIESCE: "a daemon can be replaced on purpose",
+    Feature.PER_IO_DAEMON: "several threads can serve one queue",
+    Feature.BUF_REG_OFF_DAEMON: "buffers can be registered by any thread",
+    Feature.BATCH_IO: "many requests per command",
+    Feature.INTEGRITY: "metadata with each block",
+    Feature.SAFE_STOP_DEV: "stop only if nothing has the device open",
+    Feature.NO_AUTO_PART_SCAN: "partitions are not looked for at start",
+    Feature.SHMEM_ZC: "zero copy through memory shared with the client",
+    Feature.IO_DESC_SIZE: "larger request descriptors",
+}
+
+
+def devices(found: Sequence[DeviceStatus]) -> str:
+    """One line a device. Columns never change their order; an unknown value is a dash."""
+    head = ["ID", "NODE", "TARGET", "SIZE", "STATE", "QUEUES", "MODE", "PID", "BACKING"]
+    return _table([head, *([*map(str, _row(device))] for device in found)])
+
+
+def _row(device: DeviceStatus) -> list[object]:
+    info, known = device.info, device.known
+    backing = known.backing if known else ""
+    note = f"no daemon; run: {device.advice}" if device.advice else ""
+    return [
+        info.dev_id,
+        device.node,
+        known.target["name"] if known else "foreign",
+        format_size(device.params.size),
+        info.state.name,
+        f"{info.nr_hw_queues}x{info.queue_depth}",
+        known.mode if known else "-",
+        device.pid or "-",
+        "  ".join(filter(None, (backing or "-", note and f"({note})"))),
+    ]
+
+
+def ublksrv_dump(device: DeviceStatus) -> str:
+    """The details of a device in the layout of ublksrv's ``list -n``, which scripts parse."""
+    info, params, known = device.info, device.params, device.known
+    lines = [
+        f"dev id {info.dev_id}: nr_hw_queues {info.nr_hw_queues} queue_depth {info.queue_depth}"
+        f" block size {params.logical_block} dev_capacity {params.size // SECTOR}",
+        f"\tmax rq size {info.max_io_buf_bytes} daemon pid {device.pid or -1} state {info.state.name}",
+        f"\tflags {int(info.flags):#x} [{''.join(f' {n}' for f, n in _FLAG_NAMES.items() if f in info.flags)} ]",
+        f"\tublkc: {_devt(params.char_devt)} ublkb: {_devt(params.disk_devt)} owner: {info.owner_uid}:{info.owner_gid}",
+    ]
+    if known:
+        for queue in known.queues:
+            cpus = "".join(f"{cpu} " for cpu in thread_affinity(queue))
+            lines.append(f"\tqueue {queue.q_id}: tid {queue.tid} affinity({cpus})")
+        target = json.dumps(known.target, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        lines.append(f"\ttarget {target}")
+    return "\n".join(lines)
+
+
+def features(found: Feature) -> str:
+    """A line a feature: whether the kernel has it, and what it gives."""
+    rows = [[flag.name or "", "yes" if flag in found else "no", gives] for flag, gives in _FEATURE_GIVES.items()]
+    return f"ublk_drv features: {int(found):#x}\n{_table(rows, indent='  ')}"
+
+
+def features_json(found: Feature) -> str:
+    return to_json(
+        {
+            "features": int(found),
+            "flags": {
+                flag.name or "": {"supported": flag in found, "gives": gives} for flag, gives in _FEATURE_GIVES.items()
+            },
+        }
+    )
+
+
+def devices_json(found: Iterable[DeviceStatus]) -> str:
+    return to_json({"devices": [device.to_dict() for device in found]})
+
+
+def to_json(data: dict[str, Any]) -> str:
+    """A versioned object; docs/json.md describes each."""
+    return json.dumps({"version": JSON_VERSION, **data}, indent=2, ensure_ascii=False)
+
+
+def _devt(number: tuple[int, int]) -> str:
+    return f"{number[0]}:{number[1]}"
+
+
+def _table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Columns as wide as they need to be: nothing is cut, so that a pipe gets all of it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

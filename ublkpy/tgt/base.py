@@ -1,0 +1,79 @@
+"""The contract between a target and the rest.
+
+::
+
+    in the command, before the fork           in the daemon
+    ───────────────────────────────           ─────────────────────────────
+    Target(options)   no I/O yet
+        │
+    open()            files, checks, sizes;
+        │             UblkError reaches the
+        │             user
+        └─────────────── fork ───────────────▶ map()   what the engine serves
+                                                 │     without Python
+                                                 ▼
+                                               close() after the last request
+
+``open`` runs in the foreground, so that whatever is wrong is told to the user.
+``map`` and ``close`` run in the daemon's main thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ublkpy.tgt.options import Configurable
+from ublkpy.uring.queue import Map
+
+MAX_DISCARD_BYTES = 4 * 1024**3 - 512
+"""The most that one discard or write-zeroes request may cover: 32 bits of bytes."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a target's block device looks like. All sizes in bytes.
+
+    ``write_cache``: what was written is durable only after a flush, so FLUSH requests arrive and FUA is
+    honoured. A ``discard_granularity`` of 0 means that the target can neither discard nor write zeroes.
+    """
+
+    size: int
+    logical_block: int = 512
+    physical_block: int = 4096
+    io_min: int = 4096
+    io_opt: int = 4096
+    read_only: bool = False
+    rotational: bool = False
+    write_cache: bool = True
+    discard_granularity: int = 0
+    max_discard_bytes: int = 0
+    max_write_zeroes_bytes: int = 0
+
+
+class Target(Configurable):
+    """Base of all targets. The class docstring's first line is the target's help."""
+
+    name: ClassVar[str]
+
+    def open(self) -> Geometry:
+        """Open what the target needs and say what the device looks like.
+
+        Runs before the fork, in the user's command. Raises UblkError.
+        """
+        raise NotImplementedError
+
+    def map(self) -> Map:
+        """Where the bytes live. Runs in the daemon, after ``open``."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release what ``open`` took. Runs after the last request; must not raise."""
+
+    def backing(self) -> str:
+        """The file, device or address behind the device, for ``ublk list``; empty if there is none."""
+        return ""
+
+    def status(self) -> dict[str, object]:
+        """What ``ublk list -n`` shows of the target besides its name and size, in ublksrv's terms."""
+        return {}

@@ -1,0 +1,229 @@
+"""Options declared once, as typed class attributes.
+
+An attribute is at the same time a flag of the command line, a key in YAML, a
+line of help and a checked value::
+
+    class Disk(Configurable):
+        size: Size = option("64M", "-s", help="size of the disk")
+
+The annotation decides how a value is written: ``Size`` (bytes, "64k"),
+``Offset`` (a bare number counts 512-byte sectors), ``Path``, ``bool``, ``int``,
+``str``, ``Literal[...]``; ``X | None`` may be left out.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NewType, Union, get_args, get_origin, get_type_hints
+
+SECTOR = 512
+
+Size = NewType("Size", int)
+"""A number of bytes."""
+
+Offset = NewType("Offset", int)
+"""A place in bytes; written as ublksrv does, where a number without a unit counts 512-byte sectors."""
+
+_UNITS = {"": 1, "s": SECTOR, "b": 1} | {unit: 1024**n for n, unit in enumerate("kmgtpe", 1)}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How values of a type are written, on the command line and in YAML alike.
+
+    ``parse`` takes what YAML or the command line gives and raises ValueError with a reason; ``dump`` is its
+    inverse, for the state file.
+    """
+
+    metavar: str
+    parse: Callable[[object], Any]
+    dump: Callable[[Any], object] = lambda value: value
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One declared option. ``off_flags`` are flags that set a bool to False."""
+
+    name: str
+    kind: Kind
+    default: Any
+    help: str
+    flags: tuple[str, ...]
+    off_flags: tuple[str, ...]
+    minimum: int | None
+    maximum: int | None
+    multiple: int
+
+    @property
+    def required(self) -> bool:
+        return self.default is ...
+
+    @property
+    def long_flags(self) -> tuple[str, ...]:
+        """``--max-size``, and ``--max_size`` for those who come from ublksrv."""
+        return tuple(dict.fromkeys((f"--{self.name.replace('_', '-')}", f"--{self.name}")))
+
+    def parse(self, raw: object) -> Any:
+        """The value that ``raw`` stands for, or ValueError with the reason."""
+        value = self.kind.parse(raw)
+        low, high = self.minimum, self.maximum
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"{low} to {high}" if high is not None else f"{low} or more"
+            raise ValueError(f"{raw} is out of range: {bounds}")
+        if self.multiple > 1 and value % self.multiple:
+            raise ValueError(f"{raw} is not a multiple of {self.multiple}")
+        return value
+
+
+@dataclass(frozen=True)
+class _Declaration:
+    default: Any
+    flags: tuple[str, ...]
+    off_flags: tuple[str, ...]
+    help: str
+    minimum: int | None
+    maximum: int | None
+    multiple: int
+
+
+def option(
+    default: Any,
+    *flags: str,
+    help: str,
+    off_flags: tuple[str, ...] = (),
+    minimum: int | None = None,
+    maximum: int | None = None,
+    multiple: int = 1,
+) -> Any:
+    """Declare an option. ``--name`` is always a flag; ``flags`` are further ones. A default of ``...``: required."""
+    return _Declaration(default, flags, off_flags, help, minimum, maximum, multiple)
+
+
+class Configurable:
+    """Base of everything that has options: turns declarations into ``options`` and checked attributes."""
+
+    options: ClassVar[dict[str, Option]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        hints = get_type_hints(cls)
+        own = {
+            name: _make_option(name, hints[name], declaration)
+            for name, declaration in vars(cls).items()
+            if isinstance(declaration, _Declaration)
+        }
+        cls.options = cls.options | own
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        """Take parsed ``values``; what is missing gets its default. ValueError for a required one."""
+        values = values or {}
+        for name, opt in self.options.items():
+            if name in values:
+                value = values[name]
+            elif opt.required:
+                raise ValueError(f"{name} is missing")
+            else:
+                value = None if opt.default is None else opt.parse(opt.default)
+            setattr(self, name, value)
+
+    def dump(self) -> dict[str, object]:
+        """All options as plain values that ``Option.parse`` takes back."""
+        values = {name: getattr(self, name) for name in self.options}
+        return {name: self.options[name].kind.dump(value) for name, value in values.items() if value is not None}
+
+
+def parse_size(raw: object) -> int:
+    """Bytes from "64k", "1.5G", "8s" (sectors) or a number; ValueError with the reason."""
+    if isinstance(raw, bool) or not isinstance(raw, int | str):
+        raise ValueError(f"{raw!r} is not a size such as 4096, 64k or 1G")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgtpe])(?:i?b)?|([bs]?))", str(raw).strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{raw!r} is not a size such as 4096, 64k or 1G")
+    value = float(match[1]) if "." in match[1] else int(match[1])
+    size = value * _UNITS[(match[2] or match[3]).lower()]
+    if size != int(size):
+        raise ValueError(f"{raw!r} is not a whole number of bytes")
+    return int(size)
+
+
+def format_size(size: int) -> str:
+    """A size for people: exact where a unit divides it, else with one decimal place."""
+    units = ["B", "K", "M", "G", "T", "P", "E"]
+    value = float(size)
+    for unit in units:
+        if value < 1024 or unit == units[-1]:
+            return f"{value:.0f}{unit}" if value == int(value) else f"{value:.1f}{unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def _parse_offset(raw: object) -> int:
+    bare = isinstance(raw, int) or (isinstance(raw, str) and raw.strip().isdigit())
+    return parse_size(raw) * (SECTOR if bare else 1)
+
+
+def _parse_bool(raw: object) -> bool:
+    if not isinstance(raw, bool):
+        raise ValueError(f"{raw!r} is neither true nor false")
+    return raw
+
+
+def _parse_int(raw: object) -> int:
+    if isinstance(raw, str) and re.fullmatch(r"[+-]?\d+", raw.strip()):
+        raw = int(raw)
+    if isinstance(raw, bool) or not isinstance(raw, int):
+        raise ValueError(f"{raw!r} is not a whole number")
+    return raw
+
+
+def _parse_str(raw: object) -> str:
+    if not isinstance(raw, str) or not raw:
+        raise ValueError(f"{raw!r} is not a text" + ("" if raw in ("", None) else "; put it in quotes"))
+    return raw
+
+
+def _parse_path(raw: object) -> Path:
+    return Path(_parse_str(raw))
+
+
+def _choice(choices: tuple[str, ...]) -> Kind:
+    def parse(raw: object) -> str:
+        if raw not in choices:
+            raise ValueError(f"{raw!r} is none of {', '.join(choices)}")
+        return str(raw)
+
+    return Kind("CHOICE", parse, choices=choices)
+
+
+PATH = Kind("PATH", _parse_path, str)
+BOOL = Kind("BOOL", _parse_bool)
+_KINDS: dict[object, Kind] = {
+    Size: Kind("SIZE", parse_size),
+    Offset: Kind("SECTORS", _parse_offset, lambda value: f"{value}B"),
+    Path: PATH,
+    bool: BOOL,
+    int: Kind("N", _parse_int),
+    str: Kind("TEXT", _parse_str),
+}
+
+
+def _make_option(name: str, hint: Any, declared: _Declaration) -> Option:
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(arg for arg in get_args(hint) if arg is not type(None))
+    kind = _choice(get_args(hint)) if get_origin(hint) is Literal else _KINDS[hint]
+    return Option(
+        name,
+        kind,
+        declared.default,
+        declared.help,
+        declared.flags,
+        declared.off_flags,
+        declared.minimum,
+        declared.maximum,
+        declared.multiple,
+    )

@@ -1,0 +1,210 @@
+"""Builds ``ublkpy.uring._ffi``, the C core and its binding.
+
+The declarations below are the whole border between Python and C: constants by
+name (the compiler supplies the values), the kernel's structs that Python fills
+or reads, and the functions that Python calls. Each call releases the GIL.
+"""
+
+from cffi import FFI
+
+SOURCES = ("ring.c", "queue.c")
+
+KERNEL = """
+#define UBLK_U_CMD_GET_QUEUE_AFFINITY ...
+#define UBLK_U_CMD_GET_DEV_INFO ...
+#define UBLK_U_CMD_ADD_DEV ...
+#define UBLK_U_CMD_DEL_DEV ...
+#define UBLK_U_CMD_START_DEV ...
+#define UBLK_U_CMD_STOP_DEV ...
+#define UBLK_U_CMD_SET_PARAMS ...
+#define UBLK_U_CMD_GET_PARAMS ...
+#define UBLK_U_CMD_START_USER_RECOVERY ...
+#define UBLK_U_CMD_END_USER_RECOVERY ...
+#define UBLK_U_CMD_GET_FEATURES ...
+#define UBLK_U_CMD_DEL_DEV_ASYNC ...
+
+#define UBLK_F_SUPPORT_ZERO_COPY ...
+#define UBLK_F_URING_CMD_COMP_IN_TASK ...
+#define UBLK_F_NEED_GET_DATA ...
+#define UBLK_F_USER_RECOVERY ...
+#define UBLK_F_USER_RECOVERY_REISSUE ...
+#define UBLK_F_UNPRIVILEGED_DEV ...
+#define UBLK_F_CMD_IOCTL_ENCODE ...
+#define UBLK_F_USER_COPY ...
+#define UBLK_F_ZONED ...
+#define UBLK_F_USER_RECOVERY_FAIL_IO ...
+#define UBLK_F_UPDATE_SIZE ...
+#define UBLK_F_AUTO_BUF_REG ...
+#define UBLK_F_QUIESCE ...
+#define UBLK_F_PER_IO_DAEMON ...
+#define UBLK_F_BUF_REG_OFF_DAEMON ...
+#define UBLK_F_BATCH_IO ...
+#define UBLK_F_INTEGRITY ...
+#define UBLK_F_SAFE_STOP_DEV ...
+#define UBLK_F_NO_AUTO_PART_SCAN ...
+#define UBLK_F_SHMEM_ZC ...
+#define UBLK_F_IO_DESC_SIZE ...
+
+#define UBLK_S_DEV_DEAD ...
+#define UBLK_S_DEV_LIVE ...
+#define UBLK_S_DEV_QUIESCED ...
+#define UBLK_S_DEV_FAIL_IO ...
+
+#define UBLK_MAX_QUEUE_DEPTH ...
+
+#define UBLK_IO_OP_READ ...
+#define UBLK_IO_OP_WRITE ...
+#define UBLK_IO_OP_FLUSH ...
+#define UBLK_IO_OP_DISCARD ...
+#define UBLK_IO_OP_WRITE_ZEROES ...
+
+#define UBLK_ATTR_READ_ONLY ...
+#define UBLK_ATTR_ROTATIONAL ...
+#define UBLK_ATTR_VOLATILE_CACHE ...
+#define UBLK_ATTR_FUA ...
+
+#define UBLK_PARAM_TYPE_BASIC ...
+#define UBLK_PARAM_TYPE_DISCARD ...
+#define UBLK_PARAM_TYPE_DEVT ...
+
+struct ublksrv_ctrl_cmd {
+    uint32_t dev_id;
+    uint16_t queue_id;
+    uint16_t len;
+    uint64_t addr;
+    uint64_t data[1];
+    ...;
+};
+
+struct ublksrv_ctrl_dev_info {
+    uint16_t nr_hw_queues;
+    uint16_t queue_depth;
+    uint16_t state;
+    uint32_t max_io_buf_bytes;
+    uint32_t dev_id;
+    int32_t ublksrv_pid;
+    uint64_t flags;
+    uint64_t ublksrv_flags;
+    uint32_t owner_uid;
+    uint32_t owner_gid;
+    ...;
+};
+
+struct ublk_param_basic {
+    uint32_t attrs;
+    uint8_t logical_bs_shift;
+    uint8_t physical_bs_shift;
+    uint8_t io_opt_shift;
+    uint8_t io_min_shift;
+    uint32_t max_sectors;
+    uint64_t dev_sectors;
+    ...;
+};
+
+struct ublk_param_discard {
+    uint32_t discard_granularity;
+    uint32_t max_discard_sectors;
+    uint32_t max_write_zeroes_sectors;
+    uint16_t max_discard_segments;
+    ...;
+};
+
+struct ublk_param_devt {
+    uint32_t char_major;
+    uint32_t char_minor;
+    uint32_t disk_major;
+    uint32_t disk_minor;
+};
+
+struct ublk_params {
+    uint32_t len;
+    uint32_t types;
+    struct ublk_param_basic basic;
+    struct ublk_param_discard discard;
+    struct ublk_param_devt devt;
+    ...;
+};
+"""
+
+RING = """
+#define IORING_SETUP_SQE128 ...
+
+struct ur_ring { int fd; ...; };
+
+int ur_ring_init(struct ur_ring *r, unsigned int entries, unsigned int flags);
+void ur_ring_exit(struct ur_ring *r);
+int ur_submit_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
+                  size_t cmd_len, uint64_t user_data);
+int ur_submit_cancel(struct ur_ring *r, uint64_t victim, uint64_t user_data);
+int ur_next_cqe(struct ur_ring *r, uint64_t *user_data, int32_t *res);
+"""
+
+QUEUE = """
+enum uq_route { UQ_NULL, UQ_LINEAR, ... };
+enum uq_event { UQ_STOPPED, UQ_IO_ERROR, ... };
+
+struct uq_map {
+    uint32_t route;
+    int fd;
+    uint64_t offset;
+    uint8_t is_block_device;
+    ...;
+};
+
+struct uq_queue {
+    uint64_t errors;
+    uint32_t error_op;
+    int32_t error_res;
+    uint64_t error_sector;
+    ...;
+};
+
+int uq_init(struct uq_queue *q, int cdev_fd, uint16_t q_id, uint16_t depth,
+            uint32_t buf_bytes, const struct uq_map *map);
+int uq_run(struct uq_queue *q);
+void uq_exit(struct uq_queue *q);
+"""
+
+LIBC = """
+#define CLONE_NEWNS ...
+#define FALLOC_FL_KEEP_SIZE ...
+#define FALLOC_FL_PUNCH_HOLE ...
+#define MCL_CURRENT ...
+#define MCL_FUTURE ...
+#define MCL_ONFAULT ...
+#define MNT_DETACH ...
+#define MS_PRIVATE ...
+#define MS_REC ...
+#define PR_SET_IO_FLUSHER ...
+
+int fallocate(int fd, int mode, int64_t offset, int64_t len);
+int unshare(int flags);
+int mount(const char *source, const char *target, const char *type,
+          unsigned long flags, const void *data);
+int umount2(const char *target, int flags);
+int mlockall(int flags);
+int prctl(int option, unsigned long arg2, unsigned long arg3,
+          unsigned long arg4, unsigned long arg5);
+"""
+
+ffibuilder = FFI()
+ffibuilder.cdef(KERNEL + RING + QUEUE + LIBC)
+ffibuilder.set_source(
+    "ublkpy.uring._ffi",
+    """
+    #define _GNU_SOURCE
+    #include <fcntl.h>
+    #include <sched.h>
+    #include <sys/mman.h>
+    #include <sys/mount.h>
+    #include <sys/prctl.h>
+    #include "queue.h"
+    """,
+    sources=[f"ublkpy/uring/{name}" for name in SOURCES],
+    depends=[f"ublkpy/uring/{name}" for name in ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h")],
+    include_dirs=["ublkpy/uring"],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

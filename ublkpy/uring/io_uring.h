@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The part of the io_uring ABI that ublkpy uses, with the kernel's names
+ * (include/uapi/linux/io_uring.h). Declared here because the headers on build
+ * machines are years behind the kernels that people run.
+ */
+#ifndef UBLKPY_IO_URING_H
+#define UBLKPY_IO_URING_H
+
+#include <stdint.h>
+
+struct io_uring_sqe {
+	uint8_t opcode;
+	uint8_t flags;
+	uint16_t ioprio;
+	int32_t fd;
+	union {
+		uint64_t off;
+		struct {
+			uint32_t cmd_op;
+			uint32_t __pad1;
+		};
+	};
+	uint64_t addr;
+	uint32_t len;
+	union {
+		uint32_t rw_flags;
+		uint32_t fsync_flags;
+		uint32_t cancel_flags;
+		uint32_t uring_cmd_flags;
+	};
+	uint64_t user_data;
+	uint16_t buf_index;
+	uint16_t personality;
+	uint32_t file_index;
+	union {
+		struct {
+			uint64_t addr3;
+			uint64_t __pad2;
+		};
+		uint8_t cmd[16];	/* 80 bytes in a ring made with SQE128 */
+	};
+};
+
+_Static_assert(sizeof(struct io_uring_sqe) == 64, "sqe is 64 bytes");
+
+struct io_uring_cqe {
+	uint64_t user_data;
+	int32_t res;
+	uint32_t flags;
+};
+
+struct io_sqring_offsets {
+	uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array, resv1;
+	uint64_t user_addr;
+};
+
+struct io_cqring_offsets {
+	uint32_t head, tail, ring_mask, ring_entries, overflow, cqes, flags, resv1;
+	uint64_t user_addr;
+};
+
+struct io_uring_params {
+	uint32_t sq_entries;
+	uint32_t cq_entries;
+	uint32_t flags;
+	uint32_t sq_thread_cpu;
+	uint32_t sq_thread_idle;
+	uint32_t features;
+	uint32_t wq_fd;
+	uint32_t resv[3];
+	struct io_sqring_offsets sq_off;
+	struct io_cqring_offsets cq_off;
+};
+
+struct io_uring_rsrc_update {
+	uint32_t offset;
+	uint32_t resv;
+	uint64_t data;
+};
+
+#define IORING_OFF_SQ_RING		0ULL
+#define IORING_OFF_SQES			0x10000000ULL
+
+#define IORING_SETUP_CQSIZE		(1U << 3)
+#define IORING_SETUP_SUBMIT_ALL		(1U << 7)
+#define IORING_SETUP_SQE128		(1U << 10)
+#define IORING_SETUP_SINGLE_ISSUER	(1U << 12)
+#define IORING_SETUP_DEFER_TASKRUN	(1U << 13)
+
+#define IORING_FEAT_SINGLE_MMAP		(1U << 0)
+
+#define IORING_ENTER_GETEVENTS		(1U << 0)
+#define IORING_ENTER_REGISTERED_RING	(1U << 4)
+
+#define IORING_REGISTER_FILES		2
+#define IORING_REGISTER_RING_FDS	20
+
+#define IOSQE_FIXED_FILE		(1U << 0)
+
+#define IORING_OP_FSYNC			3
+#define IORING_OP_ASYNC_CANCEL		14
+#define IORING_OP_FALLOCATE		17
+#define IORING_OP_READ			22
+#define IORING_OP_WRITE			23
+#define IORING_OP_URING_CMD		46
+
+#define IORING_FSYNC_DATASYNC		(1U << 0)
+
+/* include/uapi/linux/blkdev.h, Linux 6.12 */
+#define BLOCK_URING_CMD_DISCARD		0x1200U
+
+#endif

@@ -1,0 +1,179 @@
+"""The driver's constants and structs as Python objects.
+
+Names and numbers are those of include/uapi/linux/ublk_cmd.h; the values come
+from the compiled module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Any
+
+from ublkpy.uring.ffi import ffi, lib
+
+MAX_QUEUE_DEPTH: int = lib.UBLK_MAX_QUEUE_DEPTH
+SECTOR = 512
+
+
+class Feature(IntFlag):
+    """UBLK_F_*: what a driver has, and what a device was added with."""
+
+    SUPPORT_ZERO_COPY = lib.UBLK_F_SUPPORT_ZERO_COPY
+    URING_CMD_COMP_IN_TASK = lib.UBLK_F_URING_CMD_COMP_IN_TASK
+    NEED_GET_DATA = lib.UBLK_F_NEED_GET_DATA
+    USER_RECOVERY = lib.UBLK_F_USER_RECOVERY
+    USER_RECOVERY_REISSUE = lib.UBLK_F_USER_RECOVERY_REISSUE
+    UNPRIVILEGED_DEV = lib.UBLK_F_UNPRIVILEGED_DEV
+    CMD_IOCTL_ENCODE = lib.UBLK_F_CMD_IOCTL_ENCODE
+    USER_COPY = lib.UBLK_F_USER_COPY
+    ZONED = lib.UBLK_F_ZONED
+    USER_RECOVERY_FAIL_IO = lib.UBLK_F_USER_RECOVERY_FAIL_IO
+    UPDATE_SIZE = lib.UBLK_F_UPDATE_SIZE
+    AUTO_BUF_REG = lib.UBLK_F_AUTO_BUF_REG
+    QUIESCE = lib.UBLK_F_QUIESCE
+    PER_IO_DAEMON = lib.UBLK_F_PER_IO_DAEMON
+    BUF_REG_OFF_DAEMON = lib.UBLK_F_BUF_REG_OFF_DAEMON
+    BATCH_IO = lib.UBLK_F_BATCH_IO
+    INTEGRITY = lib.UBLK_F_INTEGRITY
+    SAFE_STOP_DEV = lib.UBLK_F_SAFE_STOP_DEV
+    NO_AUTO_PART_SCAN = lib.UBLK_F_NO_AUTO_PART_SCAN
+    SHMEM_ZC = lib.UBLK_F_SHMEM_ZC
+    IO_DESC_SIZE = lib.UBLK_F_IO_DESC_SIZE
+
+
+class State(IntEnum):
+    """UBLK_S_DEV_*: the life of a device as the driver sees it."""
+
+    DEAD = lib.UBLK_S_DEV_DEAD
+    LIVE = lib.UBLK_S_DEV_LIVE
+    QUIESCED = lib.UBLK_S_DEV_QUIESCED
+    FAIL_IO = lib.UBLK_S_DEV_FAIL_IO
+
+
+class Op(IntEnum):
+    """UBLK_IO_OP_*: the requests that the engine serves."""
+
+    READ = lib.UBLK_IO_OP_READ
+    WRITE = lib.UBLK_IO_OP_WRITE
+    FLUSH = lib.UBLK_IO_OP_FLUSH
+    DISCARD = lib.UBLK_IO_OP_DISCARD
+    WRITE_ZEROES = lib.UBLK_IO_OP_WRITE_ZEROES
+
+
+class Attr(IntFlag):
+    """UBLK_ATTR_*: properties of the block device."""
+
+    READ_ONLY = lib.UBLK_ATTR_READ_ONLY
+    ROTATIONAL = lib.UBLK_ATTR_ROTATIONAL
+    VOLATILE_CACHE = lib.UBLK_ATTR_VOLATILE_CACHE
+    FUA = lib.UBLK_ATTR_FUA
+
+
+@dataclass(frozen=True)
+class DevInfo:
+    """``struct ublksrv_ctrl_dev_info``. ``max_io_buf_bytes`` is in bytes; pid -1 means none."""
+
+    dev_id: int
+    nr_hw_queues: int
+    queue_depth: int
+    max_io_buf_bytes: int
+    flags: Feature
+    ublksrv_flags: int = 0
+    state: State = State.DEAD
+    ublksrv_pid: int = -1
+    owner_uid: int = 0
+    owner_gid: int = 0
+
+    def to_c(self) -> Any:
+        """The struct for ADD_DEV; fields that the driver fills stay zero, as 6.18 requires of ``state``."""
+        info = ffi.new("struct ublksrv_ctrl_dev_info *")
+        info.dev_id = self.dev_id
+        info.nr_hw_queues = self.nr_hw_queues
+        info.queue_depth = self.queue_depth
+        info.max_io_buf_bytes = self.max_io_buf_bytes
+        info.flags = int(self.flags)
+        info.ublksrv_flags = self.ublksrv_flags
+        return info
+
+    @classmethod
+    def from_c(cls, info: Any) -> DevInfo:
+        return cls(
+            dev_id=info.dev_id,
+            nr_hw_queues=info.nr_hw_queues,
+            queue_depth=info.queue_depth,
+            max_io_buf_bytes=info.max_io_buf_bytes,
+            flags=Feature(info.flags),
+            ublksrv_flags=info.ublksrv_flags,
+            state=State(info.state),
+            ublksrv_pid=info.ublksrv_pid,
+            owner_uid=info.owner_uid,
+            owner_gid=info.owner_gid,
+        )
+
+
+@dataclass(frozen=True)
+class Params:
+    """``struct ublk_params``: sizes in bytes here, shifts and 512-byte sectors in the kernel.
+
+    A discard granularity of 0 leaves discard and write-zeroes out. Device
+    numbers (``devt``) are (major, minor), (0, 0) before the driver set them.
+    """
+
+    size: int
+    max_io_bytes: int
+    attrs: Attr
+    logical_block: int = 512
+    physical_block: int = 512
+    io_min: int = 512
+    io_opt: int = 512
+    discard_granularity: int = 0
+    max_discard_sectors: int = 0
+    max_write_zeroes_sectors: int = 0
+    char_devt: tuple[int, int] = (0, 0)
+    disk_devt: tuple[int, int] = (0, 0)
+
+    def to_c(self) -> Any:
+        """The struct for SET_PARAMS."""
+        params = ffi.new("struct ublk_params *")
+        params.len = ffi.sizeof("struct ublk_params")
+        params.types = lib.UBLK_PARAM_TYPE_BASIC
+        basic = params.basic
+        basic.attrs = int(self.attrs)
+        basic.logical_bs_shift = _shift(self.logical_block)
+        basic.physical_bs_shift = _shift(self.physical_block)
+        basic.io_min_shift = _shift(self.io_min)
+        basic.io_opt_shift = _shift(self.io_opt)
+        basic.max_sectors = self.max_io_bytes // SECTOR
+        basic.dev_sectors = self.size // SECTOR
+        if self.discard_granularity:
+            params.types |= lib.UBLK_PARAM_TYPE_DISCARD
+            params.discard.discard_granularity = self.discard_granularity
+            params.discard.max_discard_sectors = self.max_discard_sectors
+            params.discard.max_write_zeroes_sectors = self.max_write_zeroes_sectors
+            params.discard.max_discard_segments = 1
+        return params
+
+    @classmethod
+    def from_c(cls, params: Any) -> Params:
+        basic, discard, devt = params.basic, params.discard, params.devt
+        has_discard = params.types & lib.UBLK_PARAM_TYPE_DISCARD
+        return cls(
+            size=basic.dev_sectors * SECTOR,
+            max_io_bytes=basic.max_sectors * SECTOR,
+            attrs=Attr(basic.attrs),
+            logical_block=1 << basic.logical_bs_shift,
+            physical_block=1 << basic.physical_bs_shift,
+            io_min=1 << basic.io_min_shift,
+            io_opt=1 << basic.io_opt_shift,
+            discard_granularity=discard.discard_granularity if has_discard else 0,
+            max_discard_sectors=discard.max_discard_sectors if has_discard else 0,
+            max_write_zeroes_sectors=discard.max_write_zeroes_sectors if has_discard else 0,
+            char_devt=(devt.char_major, devt.char_minor),
+            disk_devt=(devt.disk_major, devt.disk_minor),
+        )
+
+
+def _shift(size: int) -> int:
+    """log2 of a power of two."""
+    return size.bit_length() - 1

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The ublk driver's ABI (include/uapi/linux/ublk_cmd.h up to Linux 7.3), with
+ * the kernel's names. Sectors are always 512 bytes.
+ */
+#ifndef UBLKPY_UBLK_CMD_H
+#define UBLKPY_UBLK_CMD_H
+
+#include <stdint.h>
+
+/* Control commands on /dev/ublk-control: _IOR/_IOWR('u', nr, 32 bytes) */
+#define UBLK_U_CMD_GET_QUEUE_AFFINITY	0x80207501U
+#define UBLK_U_CMD_GET_DEV_INFO		0x80207502U
+#define UBLK_U_CMD_ADD_DEV		0xc0207504U
+#define UBLK_U_CMD_DEL_DEV		0xc0207505U
+#define UBLK_U_CMD_START_DEV		0xc0207506U
+#define UBLK_U_CMD_STOP_DEV		0xc0207507U
+#define UBLK_U_CMD_SET_PARAMS		0xc0207508U
+#define UBLK_U_CMD_GET_PARAMS		0x80207509U
+#define UBLK_U_CMD_START_USER_RECOVERY	0xc0207510U
+#define UBLK_U_CMD_END_USER_RECOVERY	0xc0207511U
+#define UBLK_U_CMD_GET_FEATURES		0x80207513U
+#define UBLK_U_CMD_DEL_DEV_ASYNC	0xc0207514U
+
+/* I/O commands on /dev/ublkcN: _IOWR('u', nr, 16 bytes) */
+#define UBLK_U_IO_FETCH_REQ		0xc0107520U
+#define UBLK_U_IO_COMMIT_AND_FETCH_REQ	0xc0107521U
+
+#define UBLK_IO_RES_OK			0
+#define UBLK_IO_RES_ABORT		(-19)	/* -ENODEV */
+
+#define UBLK_F_SUPPORT_ZERO_COPY	(1ULL << 0)
+#define UBLK_F_URING_CMD_COMP_IN_TASK	(1ULL << 1)
+#define UBLK_F_NEED_GET_DATA		(1ULL << 2)
+#define UBLK_F_USER_RECOVERY		(1ULL << 3)
+#define UBLK_F_USER_RECOVERY_REISSUE	(1ULL << 4)
+#define UBLK_F_UNPRIVILEGED_DEV		(1ULL << 5)
+#define UBLK_F_CMD_IOCTL_ENCODE		(1ULL << 6)
+#define UBLK_F_USER_COPY		(1ULL << 7)
+#define UBLK_F_ZONED			(1ULL << 8)
+#define UBLK_F_USER_RECOVERY_FAIL_IO	(1ULL << 9)
+#define UBLK_F_UPDATE_SIZE		(1ULL << 10)
+#define UBLK_F_AUTO_BUF_REG		(1ULL << 11)
+#define UBLK_F_QUIESCE			(1ULL << 12)
+#define UBLK_F_PER_IO_DAEMON		(1ULL << 13)
+#define UBLK_F_BUF_REG_OFF_DAEMON	(1ULL << 14)
+#define UBLK_F_BATCH_IO			(1ULL << 15)
+#define UBLK_F_INTEGRITY		(1ULL << 16)
+#define UBLK_F_SAFE_STOP_DEV		(1ULL << 17)
+#define UBLK_F_NO_AUTO_PART_SCAN	(1ULL << 18)
+#define UBLK_F_SHMEM_ZC			(1ULL << 19)
+#define UBLK_F_IO_DESC_SIZE		(1ULL << 20)
+
+#define UBLK_S_DEV_DEAD			0
+#define UBLK_S_DEV_LIVE			1
+#define UBLK_S_DEV_QUIESCED		2
+#define UBLK_S_DEV_FAIL_IO		3
+
+#define UBLK_MAX_QUEUE_DEPTH		4096
+
+#define UBLK_IO_OP_READ			0
+#define UBLK_IO_OP_WRITE		1
+#define UBLK_IO_OP_FLUSH		2
+#define UBLK_IO_OP_DISCARD		3
+#define UBLK_IO_OP_WRITE_ZEROES		5
+
+/* op_flags carry these at their final bit position: test with plain & */
+#define UBLK_IO_F_FUA			(1U << 13)
+#define UBLK_IO_F_NOUNMAP		(1U << 15)
+
+#define UBLK_ATTR_READ_ONLY		(1U << 0)
+#define UBLK_ATTR_ROTATIONAL		(1U << 1)
+#define UBLK_ATTR_VOLATILE_CACHE	(1U << 2)
+#define UBLK_ATTR_FUA			(1U << 3)
+
+#define UBLK_PARAM_TYPE_BASIC		(1U << 0)
+#define UBLK_PARAM_TYPE_DISCARD		(1U << 1)
+#define UBLK_PARAM_TYPE_DEVT		(1U << 2)
+
+struct ublksrv_ctrl_cmd {
+	uint32_t dev_id;
+	uint16_t queue_id;	/* 0xffff: the command is about no queue */
+	uint16_t len;
+	uint64_t addr;
+	uint64_t data[1];
+	uint16_t dev_path_len;
+	uint16_t pad;
+	uint32_t reserved;
+};
+
+struct ublksrv_ctrl_dev_info {
+	uint16_t nr_hw_queues;
+	uint16_t queue_depth;
+	uint16_t state;
+	uint16_t io_desc_size;
+	uint32_t max_io_buf_bytes;
+	uint32_t dev_id;
+	int32_t ublksrv_pid;
+	uint32_t pad1;
+	uint64_t flags;
+	uint64_t ublksrv_flags;	/* opaque to the driver, kept for the server */
+	uint32_t owner_uid;
+	uint32_t owner_gid;
+	uint64_t reserved1;
+	uint64_t reserved2;
+};
+
+struct ublksrv_io_desc {
+	uint32_t op_flags;	/* op: bits 0-7, flags: bits 8-31 */
+	uint32_t nr_sectors;
+	uint64_t start_sector;
+	uint64_t addr;
+};
+
+struct ublksrv_io_cmd {
+	uint16_t q_id;
+	uint16_t tag;
+	int32_t result;
+	uint64_t addr;
+};
+
+struct ublk_param_basic {
+	uint32_t attrs;
+	uint8_t logical_bs_shift;
+	uint8_t physical_bs_shift;
+	uint8_t io_opt_shift;
+	uint8_t io_min_shift;
+	uint32_t max_sectors;
+	uint32_t chunk_sectors;
+	uint64_t dev_sectors;
+	uint64_t virt_boundary_mask;
+};
+
+struct ublk_param_discard {
+	uint32_t discard_alignment;
+	uint32_t discard_granularity;
+	uint32_t max_discard_sectors;
+	uint32_t max_write_zeroes_sectors;
+	uint16_t max_discard_segments;
+	uint16_t reserved0;
+};
+
+struct ublk_param_devt {
+	uint32_t char_major;
+	uint32_t char_minor;
+	uint32_t disk_major;
+	uint32_t disk_minor;
+};
+
+/* The newest layout; older drivers take the part that they know. */
+struct ublk_params {
+	uint32_t len;
+	uint32_t types;
+	struct ublk_param_basic basic;
+	struct ublk_param_discard discard;
+	struct ublk_param_devt devt;
+	uint8_t zoned[32];
+	uint8_t dma[8];
+	uint32_t __pad;
+	uint8_t seg[16];
+	uint8_t integrity[16];
+};
+
+_Static_assert(sizeof(struct ublksrv_ctrl_cmd) == 32, "ctrl_cmd");
+_Static_assert(sizeof(struct ublksrv_ctrl_dev_info) == 64, "dev_info");
+_Static_assert(sizeof(struct ublksrv_io_desc) == 24, "io_desc");
+_Static_assert(sizeof(struct ublksrv_io_cmd) == 16, "io_cmd");
+_Static_assert(sizeof(struct ublk_params) == 152, "params");
+
+#endif
