@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from ublkpy.tgt.options import BOOL, Option
 
 def main() -> None:
     """Entry point: run the command and turn errors into messages and exit codes."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="ublk: %(message)s", level=logging.INFO)
     try:
         status = cli.main(standalone_mode=False)
@@ -52,6 +54,7 @@ class Declared(click.Option):
         super().__init__(
             [f"{section}_{declared.name}", *_with_off(flags, declared.off_flags)],
             type=None if declared.kind is BOOL else _Declared(declared),
+            metavar="|".join(declared.kind.choices) or None,
             is_flag=declared.kind is BOOL,
             default=None,
             help=f"{declared.help}{default}{needed}",
@@ -61,7 +64,7 @@ class Declared(click.Option):
 class _Declared(click.ParamType[Any]):
     def __init__(self, declared: Option) -> None:
         self._declared = declared
-        self.name = "|".join(declared.kind.choices) or declared.kind.metavar
+        self.name = declared.kind.metavar
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
@@ -77,11 +80,10 @@ class _Declared(click.ParamType[Any]):
 
 
 def _with_off(flags: list[str], off_flags: tuple[str, ...]) -> list[str]:
-    """click pairs the flags that set with those that unset: --direct/--buffered_io."""
+    """click's notation for flags that unset: --direct/--buffered_io, and " /--more" for those without a partner."""
     if not off_flags:
         return flags
-    pairs = [f"{flag}/{off}" for flag, off in zip(flags, off_flags, strict=False)]
-    return [*pairs, *flags[len(off_flags) :], *(f"{flags[0]}/{off}" for off in off_flags[len(flags) :])]
+    return [*flags[:-1], f"{flags[-1]}/{off_flags[0]}", *(f" /{off}" for off in off_flags[1:])]
 
 
 class Add(click.Command):
@@ -94,8 +96,20 @@ class Add(click.Command):
         return [*own, *(Declared(opt, "target") for opt in declared), help_option]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_TARGET] = _named_target(self, ctx, args)
-        return super().parse_args(ctx, args)
+        try:
+            ctx.meta[_TARGET] = _named_target(ctx, args)
+        except UblkError:
+            if not ctx.resilient_parsing:  # completion must not talk
+                raise
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as e:
+            if ctx.meta.get(_TARGET):
+                raise
+            raise ConfigError(
+                f"no target given, and {e.option_name} is no option of every device",
+                f"add -t with one of: {', '.join(tgt.names())}",
+            ) from e
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         target = ctx.meta.get(_TARGET)
@@ -113,23 +127,33 @@ class Add(click.Command):
             formatter.write_text(f"Targets: {', '.join(tgt.names())}. Their options: ublk help -t TARGET")
 
 
+# In click's meta: the named target, and the values of the file of -c.
 _TARGET = "ublkpy.target"
+_FILE = "ublkpy.file"
 
 
-def _named_target(command: click.Command, ctx: click.Context, args: list[str]) -> str | None:
+def _named_target(ctx: click.Context, args: list[str]) -> str | None:
     """The target that ``-t`` or the file of ``-c`` names, before the rest can be parsed."""
-    parser = command.make_parser(ctx)
-    parser.ignore_unknown_options = True
-    try:
-        values, _, _ = parser.parse_args(list(args))
-    except click.UsageError:
-        return None  # the real parser says what is wrong
-    if values.get("target_type"):
-        name: str = tgt.find(values["target_type"]).name
-        return name
-    if values.get("file"):
-        return config.read_yaml(Path(values["file"])).target_type
-    return None
+    name, file = _last_value(args, "-t", "--type"), _last_value(args, "-c", "--config")
+    if file:
+        # Read once: it may be a pipe.
+        ctx.meta[_FILE] = config.read_yaml(Path(file))
+    if name:
+        return tgt.find(name).name
+    return ctx.meta[_FILE].target_type if file else None
+
+
+def _last_value(args: list[str], short: str, long: str) -> str | None:
+    """The value of an option among arguments of which not all are known yet."""
+    value = None
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        if arg in (short, long):
+            value = following
+        elif arg.startswith(f"{long}="):
+            value = arg.removeprefix(f"{long}=")
+        elif arg.startswith(short) and not arg.startswith("--"):
+            value = arg.removeprefix(short)
+    return value
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -142,7 +166,11 @@ def _complete_targets(ctx: click.Context, param: click.Parameter, incomplete: st
     return [CompletionItem(name) for name in tgt.names() if name.startswith(incomplete)]
 
 
-_DEVICE_ID = click.IntRange(0, 2**20 - 1)
+class _DeviceId(click.IntRange):
+    name = "device id"
+
+
+_DEVICE_ID = _DeviceId(0, 2**20 - 1)
 _id_option: Callable[[Any], Any] = click.option(
     "-n", "--number", "dev_id", type=_DEVICE_ID, required=True, help="device id", shell_complete=_complete_ids
 )
@@ -195,7 +223,7 @@ def add(
             section = said.device if param.section == "device" else said.target
             section[param.declared.name] = values[param.name or ""]
     _recovery_as_ublksrv(said, r, i, e)
-    wanted = config.build(said, config.read_yaml(file) if file else None)
+    wanted = config.build(said, ctx.meta.get(_FILE))
     if foreground:
         return add_in_foreground(wanted, lambda dev_id: _show_added(dev_id, as_json))
     _show_added(add_device(wanted), as_json)
@@ -218,7 +246,10 @@ def _recovery_as_ublksrv(said: config.Draft, r: int | None, i: int | None, e: in
     if not given:
         return
     if "recovery" in said.device or {"reissue", "fail"} <= set(on):
-        raise ConfigError("-i, -e and --recovery exclude each other", "say only: --recovery queue|reissue|fail")
+        raise ConfigError(
+            "-r, -i and -e cannot be combined with --recovery, nor -i with -e",
+            "say only: --recovery queue|reissue|fail",
+        )
     said.device["recovery"] = on[-1] if on else "none"
 
 
@@ -317,9 +348,8 @@ def help_(ctx: click.Context, target_type: str | None, command: str | None) -> N
         sub.meta[_TARGET] = cls.name
         click.echo(f"{cls.name}: {(cls.__doc__ or '').splitlines()[0]}\n\n{add.get_help(sub)}")
     elif command:
-        found = cli.get_command(parent, command)
-        if found is None:
-            raise click.UsageError(f"no such command {command!r}; ublk help shows them")
+        _, found, _ = cli.resolve_command(parent, [command])
+        assert found is not None  # a command that there is not raises, with what was perhaps meant
         click.echo(found.get_help(click.Context(found, info_name=command, parent=parent)))
     else:
         click.echo(cli.get_help(parent))

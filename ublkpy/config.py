@@ -63,6 +63,8 @@ class Draft:
     device: dict[str, Any] = field(default_factory=dict)
     target_type: str | None = None
     target: dict[str, Any] = field(default_factory=dict)
+    place: str = ""
+    """Where a file describes the target, to begin a message with."""
 
 
 def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
@@ -78,7 +80,10 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
     for opt in cls.options.values():
         if opt.required and opt.name not in values:
             flags = " or ".join((*opt.flags, opt.long_flags[0]))
-            raise ConfigError(f"target {target_type} needs {flags}: {opt.help}", f"ublk help -t {target_type}")
+            raise ConfigError(
+                f"{file.place}{opt.name} is missing: target {target_type} needs {flags}, {opt.help}",
+                f"ublk help -t {target_type}",
+            )
     return DeviceConfig(DeviceOptions(file.device | said.device), cls(values))
 
 
@@ -102,7 +107,7 @@ def absolute(opt: Option, value: Any, base: Path) -> Any:
 def read_yaml(path: Path) -> Draft:
     """The values of a YAML file, parsed. ConfigError lists everything that is wrong with it."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {os.strerror(e.errno or 0)}") from e
     except UnicodeDecodeError as e:
@@ -117,7 +122,7 @@ class _Reader:
         self._path = path
         self._lines = text.splitlines()
         self._text = text
-        self._mistakes: list[str] = []
+        self._mistakes: list[tuple[int, str]] = []
 
     def read(self) -> Draft:
         draft = Draft()
@@ -126,9 +131,15 @@ class _Reader:
             root = self._loader.get_single_node()
         except yaml.MarkedYAMLError as e:
             mark = e.problem_mark or e.context_mark
-            raise ConfigError(self._describe(mark.line if mark else 0, "", e.problem or "not YAML")) from e
-        except yaml.YAMLError as e:
-            raise ConfigError(f"{self._path}: not YAML: {e}") from e
+            what = ", ".join(filter(None, (e.context, e.problem)))
+            raise ConfigError(self._describe(mark.line if mark else 0, "", what)) from e
+        except yaml.reader.ReaderError as e:
+            line = self._text.count("\n", 0, e.position)
+            raise ConfigError(
+                self._describe(line, "", f"character {ord(e.character):#x} is not allowed in YAML")
+            ) from e
+        except RecursionError as e:
+            raise ConfigError(f"{self._path}: nested too deeply") from e
         if root is None:
             raise ConfigError(f"{self._path} is empty", "conf/ has a commented example for each target")
         entries = self._mapping(root, "")
@@ -139,7 +150,7 @@ class _Reader:
         else:
             self._read_target(target[1], draft)
         if self._mistakes:
-            raise ConfigError("\n".join(self._mistakes))
+            raise ConfigError("\n".join(text for _, text in sorted(self._mistakes)))
         return draft
 
     def _read_target(self, node: yaml.Node, draft: Draft) -> None:
@@ -149,10 +160,14 @@ class _Reader:
                 self._mistake(node, "target", f"type is missing: one of {', '.join(tgt.names())}")
             return
         type_node = entries.pop("type")[1]
-        # YAML reads a bare null as "nothing"; as a target's type it is the target of that name.
         value = self._scalar(type_node, "target.type")
-        name = "null" if value is None else value
+        if value is _NOT_SCALAR:
+            return
+        # YAML reads a bare null as "nothing"; as a target's type it is the target of that name.
+        name = "null" if value is None and type_node.value else value
         if not isinstance(name, str):
+            what = f"{type_node.value!r} is not the name of a target" if type_node.value else "has no value"
+            self._mistake(type_node, "target.type", f"{what}: one of {', '.join(tgt.names())}")
             return
         try:
             cls = tgt.find(name)
@@ -161,9 +176,7 @@ class _Reader:
             return
         draft.target_type = name
         draft.target = self._values(entries, cls.options, "target.", extra=["type"])
-        for opt in cls.options.values():
-            if opt.required and opt.name not in entries:
-                self._mistake(node, "target", f"{opt.name} is missing: {opt.help}")
+        draft.place = f"{self._path}:{node.start_mark.line + 1}: target: "
 
     def _values(
         self,
@@ -187,7 +200,9 @@ class _Reader:
             try:
                 values[name] = absolute(opt, opt.parse(raw), self._path.absolute().parent)
             except ValueError as e:
-                self._mistake(node, f"{prefix}{name}", str(e))
+                # The words of the file, not what YAML or Python makes of them: 'yes', not True.
+                reason = str(e).replace(repr(raw), repr(node.value), 1) if raw is not None else "has no value"
+                self._mistake(node, f"{prefix}{name}", reason)
         return values
 
     def _mapping(self, node: yaml.Node, path: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
@@ -208,14 +223,15 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             try:
                 return self._loader.construct_object(node)
-            except (yaml.YAMLError, ValueError):
+            except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError):
                 self._mistake(node, path, f"{node.value!r} cannot be understood")
                 return _NOT_SCALAR
         self._mistake(node, path, "expected a single value here")
         return _NOT_SCALAR
 
     def _mistake(self, node: yaml.Node, path: str, what: str) -> None:
-        self._mistakes.append(self._describe(node.start_mark.line, path, what))
+        line = node.start_mark.line
+        self._mistakes.append((line, self._describe(line, path, what)))
 
     def _describe(self, line: int, path: str, what: str) -> str:
         where = f"{self._path}:{line + 1}: " + (f"{path}: " if path else "")

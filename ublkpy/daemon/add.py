@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import inspect, log, process, spawn
+from ublkpy.daemon import ctrl, inspect, log, process, spawn
 from ublkpy.daemon.delete import delete
 from ublkpy.daemon.server import Plan, Server
 from ublkpy.errors import UblkError
@@ -28,6 +28,7 @@ def add(config: DeviceConfig) -> int:
 
     Raises UblkError, also for what the daemon found wrong, and KeyboardInterrupt; then nothing is left.
     """
+    ctrl.require_driver()
     plan = _plan(config)
 
     def body(ready: spawn.Ready) -> int:
@@ -36,10 +37,7 @@ def add(config: DeviceConfig) -> int:
     try:
         done = start_daemon(body)
     except BaseException:
-        # The daemon is dead; what it may have left in the driver bears the cookie.
-        left = inspect.find_by_cookie(plan.cookie)
-        if left is not None:
-            delete(left, force=True)
+        _sweep(plan.cookie)
         raise
     finally:
         config.target.close()
@@ -53,6 +51,7 @@ def add_in_foreground(config: DeviceConfig, on_ready: Callable[[int], None]) -> 
 
     ``on_ready`` is called with the id once the node can be opened. Logs go to stderr.
     """
+    ctrl.require_driver()
     plan = _plan(config)
     log.to_terminal()
     server = Server(plan)
@@ -91,6 +90,7 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
     """The daemon's whole life, in its own process; ``begin`` brings the device up."""
     try:
         log.detach(plan.config.device.log)
+        process.close_inherited_files()
         process.harden()
         server = Server(plan)
         info = begin(server)
@@ -110,6 +110,16 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
 
 def _plan(config: DeviceConfig) -> Plan:
     return Plan(config, config.target.open(), _COOKIE_MARK | secrets.randbits(32))
+
+
+def _sweep(cookie: int) -> None:
+    """Delete what a daemon that is dead now may have left in the driver; it bears the cookie."""
+    try:
+        left = inspect.find_by_cookie(cookie)
+        if left is not None:
+            delete(left, force=True)
+    except UblkError as e:
+        _log.error("the device could not be taken back: %s", e.message)
 
 
 def _tell_clamped(plan: Plan, queues: int) -> None:

@@ -32,6 +32,14 @@ START_DEADLINE = 60.0
 for the partition scan."""
 
 
+def require_driver() -> None:
+    """DriverError unless /dev/ublk-control can be opened."""
+    try:
+        os.close(os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as e:
+        raise _open_error(e) from e
+
+
 class Control:
     """An open /dev/ublk-control. Belongs to the thread that made it."""
 

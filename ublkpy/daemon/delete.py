@@ -10,7 +10,7 @@ from ublkpy.daemon import state
 from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.spawn import isolated, kill_and_wait, wait_end
 from ublkpy.daemon.users import check_unused
-from ublkpy.errors import UblkError
+from ublkpy.errors import BusyError, UblkError
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,12 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
     """
     with Control() as control:
         info = control.info(dev_id)
-    if not force:
+    try:
         check_unused(dev_id)
+    except BusyError as e:
+        if not force:
+            raise
+        log.warning("%s; deleting it all the same", e.message)
     started = time.monotonic()
     try:
         isolated(f"device {dev_id} to stop", lambda: _stop(dev_id, timeout), timeout)

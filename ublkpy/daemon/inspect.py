@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ublkpy.daemon import state
-from ublkpy.daemon.ctrl import CONTROL, Control
+from ublkpy.daemon.ctrl import Control
 from ublkpy.errors import NoDeviceError, UblkError
 from ublkpy.uring.uapi import DevInfo, Feature, Params, State
 
@@ -110,7 +110,7 @@ def features() -> Feature:
 
 def find_by_cookie(cookie: int) -> int | None:
     """The id of the device that was added with this cookie."""
-    for device in list_devices() if CONTROL.exists() else []:
+    for device in list_devices():
         if device.info.ublksrv_flags == cookie:
             return device.info.dev_id
     return None

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ublkpy.errors import UblkError
@@ -19,7 +20,7 @@ _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.
 
 def to_terminal() -> None:
     """Log to stderr as it is, for a daemon in the foreground."""
-    _set_up(_Formatter("{device}: %(levelname)s: %(message)s"))
+    _set_up(_Formatter(_for_terminal))
 
 
 def detach(file: Path | None) -> None:
@@ -31,10 +32,10 @@ def detach(file: Path | None) -> None:
     path = file or LOG_FILE
     try:
         if file is None and JOURNAL.is_socket():
-            fd, formatter = _open_journal(), _Formatter("{device}: %(message)s", for_journal=True)
+            fd, formatter = _open_journal(), _Formatter(_for_journal)
         else:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-            formatter = _Formatter("%(asctime)s {device}[%(process)d]: %(levelname)s: %(message)s")
+            formatter = _Formatter(_for_file)
     except OSError as e:
         raise UblkError(
             f"cannot open the log {path}: {os.strerror(e.errno or 0)}", "name another one with --log FILE"
@@ -55,20 +56,29 @@ def name_device(dev_id: int) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Puts the device, and for the journal a priority, before each line, those of tracebacks included."""
+    """Puts a prefix before each line, those of tracebacks included: devices may share a log."""
 
-    def __init__(self, fmt: str, *, for_journal: bool = False) -> None:
-        # {device} stays in the text for format() below to replace.
-        super().__init__(fmt)
-        self._for_journal = for_journal
+    def __init__(self, prefix: Callable[[_Formatter, logging.LogRecord], str]) -> None:
+        super().__init__()
+        self._prefix = prefix
         self.device = "ublk"
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record).replace("{device}", self.device, 1)
-        if not self._for_journal:
-            return text
-        prefix = f"<{_PRIORITY.get(record.levelno, 6)}>"
-        return "\n".join(prefix + line for line in text.splitlines())
+        prefix = self._prefix(self, record)
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+def _for_terminal(formatter: _Formatter, record: logging.LogRecord) -> str:
+    return f"{formatter.device}: {record.levelname}: "
+
+
+def _for_file(formatter: _Formatter, record: logging.LogRecord) -> str:
+    when = formatter.formatTime(record)
+    return f"{when} {formatter.device}[{record.process}]: {record.levelname}: "
+
+
+def _for_journal(formatter: _Formatter, record: logging.LogRecord) -> str:
+    return f"<{_PRIORITY.get(record.levelno, 6)}>{formatter.device}: "
 
 
 def _set_up(formatter: logging.Formatter) -> None:

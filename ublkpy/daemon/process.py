@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ublkpy.daemon import mounts
 from ublkpy.uring import libc
 
 log = logging.getLogger(__name__)
+
+
+def close_inherited_files() -> None:
+    """Close what the caller's shell or service manager left open: a lock or a pipe must not wait for a daemon.
+
+    Those are the files without close-on-exec; all that Python opens has it.
+    """
+    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):
+            if fd > 2 and not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+                os.close(fd)
 
 
 def harden() -> None:
@@ -43,22 +56,7 @@ def _leave_mounts() -> None:
     libc.unshare_mounts()
     os.chdir("/")
     needed = [Path(p).resolve() for p in ("/proc", "/sys", "/dev", "/run", "/var/log", sys.prefix, *sys.path) if p]
-    mounts = [
-        (Path(_unescape(fields[4])), source)
-        for fields, source in (_parse(line) for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    ]
-    for point, source in sorted(mounts, reverse=True):
-        if source.startswith("/dev/") and not any(path.is_relative_to(point) for path in needed):
+    for mount in sorted(mounts.read(), reverse=True):
+        if mount.source.startswith("/dev/") and not any(path.is_relative_to(mount.point) for path in needed):
             with contextlib.suppress(OSError):
-                libc.detach_mount(str(point))
-
-
-def _parse(line: str) -> tuple[list[str], str]:
-    """A line of mountinfo (proc(5)): its leading fields and the source behind the separator."""
-    head, _, tail = line.partition(" - ")
-    return head.split(), tail.split()[1]
-
-
-def _unescape(path: str) -> str:
-    """Mountinfo writes blanks and the like as three octal digits."""
-    return path.encode().decode("unicode_escape") if "\\" in path else path
+                libc.detach_mount(str(mount.point))

@@ -137,7 +137,7 @@ class Server:
     def serve(self, info: DevInfo) -> int:
         """Until the driver has taken the device back. Returns the exit status."""
         log.info("serving /dev/ublkb%d", info.dev_id)
-        while any(worker.is_alive() for worker in self._workers):
+        while any(worker.serving for worker in self._workers):
             if self._woken(timeout=None) and not self._stopping:
                 log.info("asked to end: deleting /dev/ublkb%d", info.dev_id)
                 self._start_helper(info.dev_id)

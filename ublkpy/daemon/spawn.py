@@ -40,6 +40,7 @@ class Ready:
         # A command that was killed meanwhile no longer listens.
         with contextlib.suppress(BrokenPipeError):
             os.write(self._fd, json.dumps(message).encode() + b"\n")
+        os.close(self._fd)
 
 
 class Child:
@@ -100,15 +101,18 @@ def daemon(body: Callable[[Ready], int]) -> Child:
     lives on.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    middle = _fork()
-    if middle == 0:
+
+    def detached() -> int:
         os.close(read_end)
         os.setsid()
         if os.fork():
-            os._exit(0)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return 0
         os.write(write_end, json.dumps({"pid": os.getpid()}).encode() + b"\n")
-        _run(lambda: body(Ready(write_end)))
+        return body(Ready(write_end))
+
+    middle = _fork()
+    if middle == 0:
+        _run(detached)
     os.close(write_end)
     os.waitpid(middle, 0)
     return Child(read_end)
@@ -124,8 +128,6 @@ def isolated(what: str, action: Callable[[], object], timeout: float) -> None:
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     pid = _fork()
     if pid == 0:
-        os.close(read_end)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         _run(lambda: _report(action, Ready(write_end)))
     os.close(write_end)
     child = Child(read_end)
@@ -166,6 +168,9 @@ def _run(body: Callable[[], int]) -> NoReturn:
     """The rest of a child's life; never returns into the code of the parent."""
     status = 1
     try:
+        # Ctrl-C is for the command in the foreground; SIGTERM has no meaning of ours yet.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         status = body()
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)

@@ -60,6 +60,7 @@ def write(state: DeviceState) -> None:
     path = _path(state.dev_id)
     new = path.with_suffix(f".{os.getpid()}.new")
     try:
+        new.unlink(missing_ok=True)  # of a process that was killed and had our pid
         with os.fdopen(os.open(new, _NEW_FILE, 0o600), "w") as f:
             json.dump({"version": VERSION, **asdict(state)}, f, indent=1)
             f.flush()
@@ -83,6 +84,8 @@ def read(dev_id: int) -> DeviceState | None:
         return DeviceState(**data)
     except FileNotFoundError:
         return None
+    except OSError as e:
+        raise UblkError(f"cannot read {path}: {os.strerror(e.errno or 0)}") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UblkError(
             f"{path} is damaged: {e}", f"remove it, and delete the device with: ublk del -n {dev_id}"

@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+from ublkpy.daemon import mounts
 from ublkpy.errors import BusyError
 
 
@@ -25,18 +26,10 @@ def check_unused(dev_id: int) -> None:
 def _mount_point(part: Path, node: str) -> tuple[str, str] | None:
     devno = (part / "dev").read_text().strip()
     # Of the whole machine too: a daemon has a mount namespace of its own.
-    for mounts in (Path("/proc/self/mountinfo"), Path("/proc/1/mountinfo")):
-        try:
-            lines = mounts.read_text().splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            source = fields[fields.index("-") + 2]
-            # btrfs has device numbers of its own, so look at the source as well.
-            if fields[2] == devno or source == node:
-                point = fields[4].replace("\\040", " ")
-                return f"mounted on {point}", f"unmount it first: umount {point}"
+    for mount in (*mounts.read("self"), *mounts.read("1")):
+        # btrfs has device numbers of its own, so look at the source as well.
+        if mount.devno == devno or mount.source == node:
+            return f"mounted on {mount.point}", f"unmount it first: umount {mount.point}"
     return None
 
 

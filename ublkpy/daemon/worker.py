@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class Worker(threading.Thread):
     """Serves one queue from FETCH to the driver's last abort.
 
-    ``ready`` is set when all FETCHes are sent or ``error`` says why not; ``ended`` is called, in this
-    thread, as the last thing.
+    ``ready`` is set when all FETCHes are sent or ``error`` says why not. When the queue has ended,
+    ``serving`` turns False and then ``ended`` is called, in this thread, as the last thing.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Worker(threading.Thread):
         self.q_id = q_id
         self.error: BaseException | None = None
         self.ready = threading.Event()
+        self.serving = True
         self._depth = depth
         self._buf_bytes = buf_bytes
         self._cdev_fd = cdev_fd
@@ -48,6 +49,7 @@ class Worker(threading.Thread):
         except BaseException as e:
             self.error = e
         finally:
+            self.serving = False
             self.ready.set()
             self._ended()
 
@@ -58,7 +60,10 @@ class Worker(threading.Thread):
     def _serve(self) -> None:
         # Signals are the main thread's.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        os.sched_setaffinity(0, self._cpus)
+        try:
+            os.sched_setaffinity(0, self._cpus)
+        except OSError as e:  # a cpuset that excludes them, or none of them is online
+            log.warning("queue %d runs on any CPU: %s", self.q_id, e)
         queue = Queue(self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._map)
         self.ready.set()
         while error := queue.run():

@@ -49,7 +49,9 @@ class LoopTarget(Target):
     offset: Offset = option(
         0, "-o", help="where the device starts in the file: 512-byte sectors, or bytes with a unit (1M)"
     )
-    size: Size | None = option(None, help="size of the device; default: up to the end of the file", minimum=512)
+    size: Size | None = option(
+        None, help="size of the device; default: up to the end of the file", minimum=512, multiple=512
+    )
     direct: bool | None = option(
         None,
         help="O_DIRECT or an error; default: O_DIRECT where the file allows it",
@@ -168,7 +170,7 @@ class LoopTarget(Target):
             raise ConfigError(
                 f"{self.file} has {format_size(end)}: too short for {format_size(size)} at offset"
                 f" {format_size(self.offset)}",
-                f"grow it with: truncate -s {self.offset + size} {self.file}",
+                "" if self._is_block_device else f"grow it with: truncate -s {self.offset + size} {self.file}",
             )
         limits = self._device_limits() if self._is_block_device else self._file_limits()
         self._settle_direct(limits, size)
@@ -211,10 +213,13 @@ class LoopTarget(Target):
     def _check_blocks(self, block: int, size: int) -> None:
         for what, value in (("offset", self.offset), ("size", size)):
             if value % block:
-                good = -(-(self.offset + size) // block) * block
+                good = -(-value // block) * block
+                grown = what == "size" and self.size is None and not self._is_block_device
                 raise ConfigError(
                     f"{what} {value} of {self.file} is not a multiple of the block size {block}",
-                    f"grow the file with: truncate -s {good} {self.file}" if what == "size" else "",
+                    f"grow the file with: truncate -s {self.offset + good} {self.file}"
+                    if grown
+                    else f"the next multiple is --{what} {good}B",
                 )
 
     def _check_space(self) -> None:

@@ -11,7 +11,7 @@ class NullTarget(Target):
     """Completes every request at once and moves no data: for measuring."""
 
     name = "null"
-    size: Size = option("250G", help="size of the device", minimum=512)
+    size: Size = option("250G", help="size of the device", minimum=512, multiple=512)
 
     def open(self) -> Geometry:
         return Geometry(

@@ -17,6 +17,7 @@ import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
@@ -144,9 +145,8 @@ def parse_size(raw: object) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgtpe])(?:i?b)?|([bs]?))", str(raw).strip(), re.IGNORECASE)
     if not match:
         raise ValueError(f"{raw!r} is not a size such as 4096, 64k or 1G")
-    value = float(match[1]) if "." in match[1] else int(match[1])
-    size = value * _UNITS[(match[2] or match[3]).lower()]
-    if size != int(size):
+    size = Fraction(match[1]) * _UNITS[(match[2] or match[3]).lower()]
+    if size.denominator != 1:
         raise ValueError(f"{raw!r} is not a whole number of bytes")
     return int(size)
 
@@ -194,7 +194,7 @@ def _parse_path(raw: object) -> Path:
 def _choice(choices: tuple[str, ...]) -> Kind:
     def parse(raw: object) -> str:
         if raw not in choices:
-            raise ValueError(f"{raw!r} is none of {', '.join(choices)}")
+            raise ValueError(f"{raw!r} is not one of: {', '.join(choices)}")
         return str(raw)
 
     return Kind("CHOICE", parse, choices=choices)
