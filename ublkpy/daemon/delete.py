@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 
 from ublkpy.daemon import state
 from ublkpy.daemon.ctrl import Control
@@ -35,19 +34,23 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
         if not force:
             raise
         log.warning("%s; deleting it all the same", e.message)
-    started = time.monotonic()
     try:
-        isolated(f"device {dev_id} to stop", lambda: _stop(dev_id, timeout), timeout)
+        _stop(dev_id, timeout)
     except TimeoutError as e:
         daemon = _daemon_pid(dev_id)
         if not force or daemon is None:
-            raise _stuck(dev_id, info.ublksrv_pid, time.monotonic() - started) from e
+            raise UblkError(
+                f"device {dev_id} did not stop within {timeout:g} s: its daemon (process {info.ublksrv_pid})"
+                " holds requests and does not answer them",
+                f"end that process: kill -9 {info.ublksrv_pid}"
+                if force
+                else f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
+            ) from e
         log.warning("the daemon of device %d does not answer: killing process %d", dev_id, daemon)
-        kill_and_wait(daemon, timeout)
-        _stop_again(dev_id, timeout)
+        _stop_without_daemon(dev_id, daemon)
     daemon = _daemon_pid(dev_id)
     try:
-        isolated(f"device {dev_id} to be deleted", lambda: _delete(dev_id, timeout, wait), timeout)
+        _delete(dev_id, timeout, wait)
     except TimeoutError as e:
         raise UblkError(
             f"device {dev_id} is stopped, but not deleted after {timeout:g} s: something holds it open",
@@ -60,23 +63,33 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
 
 
 def _stop(dev_id: int, timeout: float) -> None:
-    with Control() as control:
-        control.stop(dev_id, timeout)
+    def stop() -> None:
+        with Control() as control:
+            control.stop(dev_id, timeout)
+
+    isolated(f"device {dev_id} to stop", stop, timeout)
 
 
-def _stop_again(dev_id: int, timeout: float) -> None:
+def _stop_without_daemon(dev_id: int, daemon: int) -> None:
+    kill_and_wait(daemon, DEADLINE)
     try:
-        isolated(f"device {dev_id} to stop", lambda: _stop(dev_id, timeout), timeout)
+        _stop(dev_id, DEADLINE)
     except TimeoutError as e:
-        raise _stuck(dev_id, -1, timeout) from e
+        raise UblkError(
+            f"device {dev_id} did not stop within {DEADLINE:g} s, even without its daemon",
+            f"a process may hold /dev/ublkc{dev_id} open (fuser -v); the kernel log (dmesg) may say more",
+        ) from e
 
 
 def _delete(dev_id: int, timeout: float, wait: bool) -> None:
-    with Control() as control:
-        if wait:
-            control.delete(dev_id, timeout)
-        else:
-            control.delete_async(dev_id, timeout)
+    def remove() -> None:
+        with Control() as control:
+            if wait:
+                control.delete(dev_id, timeout)
+            else:
+                control.delete_async(dev_id, timeout)
+
+    isolated(f"device {dev_id} to be deleted", remove, timeout)
 
 
 def _daemon_pid(dev_id: int) -> int | None:
@@ -86,11 +99,3 @@ def _daemon_pid(dev_id: int) -> int | None:
     except UblkError:
         return None
     return known.pid if known and known.alive() else None
-
-
-def _stuck(dev_id: int, pid: int, seconds: float) -> UblkError:
-    return UblkError(
-        f"device {dev_id} did not stop within {seconds:.0f} s: its daemon (process {pid}) holds requests and"
-        " does not answer them",
-        f"ublk del --force -n {dev_id} kills the daemon; its requests then fail",
-    )
