@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def _named_target(ctx: click.Context, args: list[str]) -> str | None:
 def _last_value(args: list[str], short: str, long: str) -> str | None:
     """The value of an option among arguments of which not all are known yet."""
     value = None
-    for arg, following in zip(args, [*args[1:], None], strict=True):
+    for arg, following in zip_longest(args, args[1:]):
         if arg in (short, long):
             value = following
         elif arg.startswith(f"{long}="):
@@ -164,6 +165,10 @@ def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 def _complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in tgt.names() if name.startswith(incomplete)]
+
+
+def _complete_commands(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in cli.commands if name.startswith(incomplete)]
 
 
 class _DeviceId(click.IntRange):
@@ -335,8 +340,10 @@ def check(file: Path) -> None:
 
 
 @cli.command("help")
-@click.option("-t", "--type", "target_type", metavar="TARGET", help="the options of a target")
-@click.argument("command", required=False)
+@click.option(
+    "-t", "--type", "target_type", metavar="TARGET", help="the options of a target", shell_complete=_complete_targets
+)
+@click.argument("command", required=False, shell_complete=_complete_commands)
 @click.pass_context
 def help_(ctx: click.Context, target_type: str | None, command: str | None) -> None:
     """Show the help of a command or a target."""

@@ -11,6 +11,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,12 +136,10 @@ class _Reader:
             raise ConfigError(self._describe(mark.line if mark else 0, "", what)) from e
         except yaml.reader.ReaderError as e:
             line = self._text.count("\n", 0, e.position)
-            raise ConfigError(
-                self._describe(line, "", f"character {ord(e.character):#x} is not allowed in YAML")
-            ) from e
+            raise ConfigError(self._describe(line, "", f"character {e.character:#x} is not allowed in YAML")) from e
         except RecursionError as e:
             raise ConfigError(f"{self._path}: nested too deeply") from e
-        if root is None:
+        if root is None or (isinstance(root, yaml.ScalarNode) and not root.value):
             raise ConfigError(f"{self._path} is empty", "conf/ has a commented example for each target")
         entries = self._mapping(root, "")
         target = entries.pop("target", None)
@@ -150,7 +149,7 @@ class _Reader:
         else:
             self._read_target(target[1], draft)
         if self._mistakes:
-            raise ConfigError("\n".join(text for _, text in sorted(self._mistakes)))
+            raise ConfigError("\n".join(text for _, text in sorted(self._mistakes, key=itemgetter(0))))
         return draft
 
     def _read_target(self, node: yaml.Node, draft: Draft) -> None:
@@ -235,8 +234,10 @@ class _Reader:
 
     def _describe(self, line: int, path: str, what: str) -> str:
         where = f"{self._path}:{line + 1}: " + (f"{path}: " if path else "")
-        source = self._lines[line].rstrip() if line < len(self._lines) else ""
+        source = self._lines[line].rstrip()[:_SHOWN] if line < len(self._lines) else ""
+        source = "".join(c if c.isprintable() else "\ufffd" for c in source)
         return f"{where}{what}" + (f"\n    {source}" if source else "")
 
 
 _NOT_SCALAR: Any = object()
+_SHOWN = 120  # characters of a line with a mistake

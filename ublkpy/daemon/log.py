@@ -31,9 +31,8 @@ def detach(file: Path | None) -> None:
     """
     path = file or LOG_FILE
     try:
-        if file is None and JOURNAL.is_socket():
-            fd, formatter = _open_journal(), _Formatter(_for_journal)
-        else:
+        fd, formatter = (None if file else _open_journal()), _Formatter(_for_journal)
+        if fd is None:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
             formatter = _Formatter(_for_file)
     except OSError as e:
@@ -89,9 +88,13 @@ def _set_up(formatter: logging.Formatter) -> None:
     root.setLevel(logging.INFO)
 
 
-def _open_journal() -> int:
-    """A stream to journald (systemd's stream protocol): a header of seven lines, then text."""
+def _open_journal() -> int | None:
+    """A stream to journald (systemd's stream protocol): a header of seven lines, then text. None without it."""
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    stream.connect(str(JOURNAL))
+    try:
+        stream.connect(str(JOURNAL))
+    except OSError:
+        stream.close()
+        return None
     stream.sendall(b"ublkpy\n\n6\n1\n0\n0\n0\n")
     return stream.detach()

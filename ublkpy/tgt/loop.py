@@ -269,9 +269,8 @@ class LoopTarget(Target):
 
     def _device_limits(self) -> _Limits:
         """The request queue of the block device, or of the disk that a partition is on (sysfs)."""
-        number = os.fstat(self._fd).st_rdev
-        sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-        queue = sysfs / "queue" if (sysfs / "queue").exists() else sysfs.resolve().parent / "queue"
+        queue = _queue_limits(os.fstat(self._fd).st_rdev)
+        assert queue is not None  # each disk has one
 
         def read(name: str) -> int:
             return int((queue / name).read_text())
@@ -295,8 +294,28 @@ def _power_of_two(value: int) -> int:
     return value & -value
 
 
+def _queue_limits(number: int) -> Path | None:
+    """The sysfs folder of a device number's request queue: the disk's, for a partition; None without a disk."""
+    sysfs = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    return next((q for q in (sysfs / "queue", sysfs.resolve().parent / "queue") if q.exists()), None)
+
+
 def _direct_block(fd: int) -> int:
-    """The smallest block that O_DIRECT reads take from this file, 0 if it takes none."""
+    """The block that O_DIRECT needs on this file, 0 if it can do none.
+
+    Where the file system does not tell, what reads accept is not enough: those of a hole accept anything. So
+    it is at least a sector of the disk below, if that is known.
+    """
+    told = libc.direct_io_alignment(fd)
+    if told is not None:
+        return 0 if told > 4096 else told and max(told, 512)
+    accepted = _accepted_block(fd)
+    queue = _queue_limits(os.fstat(fd).st_dev)
+    return max(accepted, int((queue / "logical_block_size").read_text())) if accepted and queue else accepted
+
+
+def _accepted_block(fd: int) -> int:
+    """The smallest block that O_DIRECT reads take from this file, 0 if they take none."""
     with mmap.mmap(-1, 4096) as buf, memoryview(buf) as view:
         for block in (512, 1024, 2048, 4096):
             try:

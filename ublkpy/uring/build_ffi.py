@@ -166,6 +166,7 @@ void uq_exit(struct uq_queue *q);
 """
 
 LIBC = """
+#define AT_EMPTY_PATH ...
 #define CLONE_NEWNS ...
 #define FALLOC_FL_KEEP_SIZE ...
 #define FALLOC_FL_PUNCH_HOLE ...
@@ -177,6 +178,8 @@ LIBC = """
 #define MS_REC ...
 #define PR_SET_IO_FLUSHER ...
 
+struct statx { ...; };
+int statx(int dirfd, const char *path, int flags, unsigned int mask, struct statx *buf);
 int fallocate(int fd, int mode, int64_t offset, int64_t len);
 int unshare(int flags);
 int mount(const char *source, const char *target, const char *type,
@@ -198,6 +201,7 @@ ffibuilder.set_source(
     #include <sys/mman.h>
     #include <sys/mount.h>
     #include <sys/prctl.h>
+    #include <sys/stat.h>
     #include "queue.h"
     """,
     sources=[f"ublkpy/uring/{name}" for name in SOURCES],

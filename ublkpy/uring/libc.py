@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 
 from ublkpy.uring.ffi import check_libc, ffi, lib
+
+# include/uapi/linux/stat.h; newer than the headers of some build machines
+_STATX_DIOALIGN = 0x2000
+_STATX_SIZE = 256
+_STATX_DIO_OFFSET_ALIGN = 0x9C
 
 
 def unshare_mounts() -> None:
@@ -36,3 +42,15 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     """fallocate(2): deallocate ``length`` bytes at ``offset``; the file keeps its size."""
     mode = lib.FALLOC_FL_PUNCH_HOLE | lib.FALLOC_FL_KEEP_SIZE
     check_libc(lib.fallocate(fd, mode, offset, length), "fallocate")
+
+
+def direct_io_alignment(fd: int) -> int | None:
+    """The block size in bytes that O_DIRECT asks for, 0 if the file cannot do it; None if the kernel or the
+    file system does not tell (statx(2): STATX_DIOALIGN, Linux 6.1)."""
+    buf = ffi.new(f"char[{_STATX_SIZE}]")
+    flags = lib.AT_EMPTY_PATH
+    check_libc(lib.statx(fd, b"", flags, _STATX_DIOALIGN, ffi.cast("struct statx *", buf)), "statx")
+    data = bytes(ffi.buffer(buf))
+    (mask,) = struct.unpack_from("=I", data)
+    (align,) = struct.unpack_from("=I", data, _STATX_DIO_OFFSET_ALIGN)
+    return align if mask & _STATX_DIOALIGN else None
