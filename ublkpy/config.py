@@ -235,7 +235,7 @@ class _Reader:
     def _describe(self, line: int, path: str, what: str) -> str:
         where = f"{self._path}:{line + 1}: " + (f"{path}: " if path else "")
         source = self._lines[line].rstrip()[:_SHOWN] if line < len(self._lines) else ""
-        source = "".join(c if c.isprintable() else "\ufffd" for c in source)
+        source = "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in source)
         return f"{where}{what}" + (f"\n    {source}" if source else "")
 
 
