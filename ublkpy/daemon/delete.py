@@ -7,8 +7,8 @@ import os
 
 from ublkpy.daemon import state
 from ublkpy.daemon.ctrl import Control
-from ublkpy.daemon.spawn import isolated, kill_and_wait, wait_end
-from ublkpy.daemon.users import check_unused
+from ublkpy.daemon.spawn import isolated, wait_end
+from ublkpy.daemon.users import check_unused, openers
 from ublkpy.errors import BusyError, UblkError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
     except BusyError as e:
         if not force:
             raise
-        log.warning("%s; deleting it all the same", e.message)
+        log.warning("%s: it fails from now on, and the id is free only when that is gone", e.message)
+        wait = False
     try:
         _stop(dev_id, timeout)
     except TimeoutError as e:
@@ -53,8 +54,9 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
         _delete(dev_id, timeout, wait)
     except TimeoutError as e:
         raise UblkError(
-            f"device {dev_id} is stopped, but not deleted after {timeout:g} s: something holds it open",
-            f"see what with: fuser -v /dev/ublkb{dev_id} /dev/ublkc{dev_id}; it goes when that ends",
+            f"device {dev_id} is stopped, but not deleted after {timeout:g} s: it is held open by"
+            f" {', '.join(openers(dev_id)) or 'something in the kernel'}",
+            "end that, and the device is gone",
         ) from e
     state.remove(dev_id)
     # The daemon itself may be our parent, waiting for us.
@@ -71,13 +73,13 @@ def _stop(dev_id: int, timeout: float) -> None:
 
 
 def _stop_without_daemon(dev_id: int, daemon: int) -> None:
-    kill_and_wait(daemon, DEADLINE)
+    wait_end(daemon, DEADLINE, kill=True)
     try:
         _stop(dev_id, DEADLINE)
     except TimeoutError as e:
         raise UblkError(
             f"device {dev_id} did not stop within {DEADLINE:g} s, even without its daemon",
-            f"a process may hold /dev/ublkc{dev_id} open (fuser -v); the kernel log (dmesg) may say more",
+            f"it is held open by {', '.join(openers(dev_id)) or 'something in the kernel'}; see also dmesg",
         ) from e
 
 

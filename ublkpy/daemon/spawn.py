@@ -86,7 +86,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
             if not wait_end(self.pid, _ORDERLY_END):
-                kill_and_wait(self.pid, _ORDERLY_END)
+                wait_end(self.pid, _ORDERLY_END, kill=True)
         finally:
             signal.signal(signal.SIGINT, on_interrupt)
 
@@ -97,7 +97,7 @@ class Child:
 def daemon(body: Callable[[Ready], int]) -> Child:
     """Run ``body`` in a process detached from this one; its return value is the exit status.
 
-    Forks twice, so that the daemon belongs to init from the start and leaves no zombie to a caller that
+    Forks twice, so that the process belongs to init from the start and leaves no zombie to a caller that
     lives on.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -119,30 +119,20 @@ def daemon(body: Callable[[Ready], int]) -> Child:
 
 
 def isolated(what: str, action: Callable[[], object], timeout: float) -> None:
-    """Run ``action`` in a child process and wait at most ``timeout`` seconds for its end.
+    """Run ``action`` in another process and wait at most ``timeout`` seconds for its end.
 
     Says on the log that it waits for ``what`` when that takes over a second. For driver commands that no
     signal can end: a process that issued one cannot exit before it is done, so it must not be ours. Raises
-    the UblkError of ``action``, or TimeoutError and leaves the child to finish.
+    the UblkError of ``action``, or TimeoutError and leaves the process to finish.
     """
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    pid = _fork()
-    if pid == 0:
-        _run(lambda: _report(action, Ready(write_end)))
-    os.close(write_end)
-    child = Child(read_end)
+    child = daemon(lambda ready: _report(action, ready))
     try:
         try:
             child.wait(min(timeout, 1.0))
         except TimeoutError:
             log.info("waiting for %s, up to %.0f s", what, timeout)
             child.wait(max(timeout - 1.0, 0.0))
-        os.waitpid(pid, 0)
-    except UblkError:
-        os.waitpid(pid, 0)
-        raise
     except EOFError as e:
-        os.waitpid(pid, 0)
         raise UblkError("a helper process died before it was done", "try again") from e
     finally:
         child.close()
@@ -180,31 +170,17 @@ def _run(body: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
 
-def kill_and_wait(pid: int, timeout: float) -> bool:
-    """SIGKILL a process and wait for its end; False when it is still there after ``timeout`` seconds."""
+def wait_end(pid: int, timeout: float, *, kill: bool = False) -> bool:
+    """Wait for the end of any process, after SIGKILL if ``kill``; False when it is still there after
+    ``timeout`` seconds."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-        return _ended(fd, timeout)
+        if kill:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return bool(select.select([fd], [], [], timeout)[0])
     finally:
         os.close(fd)
-
-
-def wait_end(pid: int, timeout: float) -> bool:
-    """Wait for the end of any process; False when it is still there after ``timeout`` seconds."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return _ended(fd, timeout)
-    finally:
-        os.close(fd)
-
-
-def _ended(pidfd: int, timeout: float) -> bool:
-    return bool(select.select([pidfd], [], [], timeout)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -21,6 +22,18 @@ def check_unused(dev_id: int) -> None:
         if use:
             what, cure = use
             raise BusyError(f"{node} is {what}", f"{cure}, or use --force: what is not yet written may be lost")
+
+
+def openers(dev_id: int) -> list[str]:
+    """The processes that have a node of the device open, also one that is removed already."""
+    nodes = {f"/dev/ublk{kind}{dev_id}{gone}" for kind in "bc" for gone in ("", " (deleted)")}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        # Processes end while we look.
+        with contextlib.suppress(OSError):
+            if any(str(fd.readlink()) in nodes for fd in (process / "fd").iterdir()):
+                found.append(f"process {process.name} ({(process / 'comm').read_text().strip()})")
+    return found
 
 
 def _mount_point(part: Path, node: str) -> tuple[str, str] | None:
