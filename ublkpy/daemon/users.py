@@ -16,12 +16,16 @@ def check_unused(dev_id: int) -> None:
     sysfs = Path(f"/sys/block/ublkb{dev_id}")
     if not sysfs.exists():
         return
-    for part in [sysfs, *sorted(p.parent for p in sysfs.glob("*/partition"))]:
-        node = f"/dev/{part.name}"
-        use = _mount_point(part, node) or _swap(node) or _holder(part) or _exclusive(node)
-        if use:
-            what, cure = use
-            raise BusyError(f"{node} is {what}", f"{cure}, or use --force: what is not yet written may be lost")
+    parts = [sysfs, *sorted(p.parent for p in sysfs.glob("*/partition"))]
+    # Exclusive last: a mounted partition claims the whole disk, too, and is the better answer.
+    for find in (_mount_point, _swap, _holder, _exclusive):
+        for part in parts:
+            use = find(part)
+            if use:
+                what, cure = use
+                raise BusyError(
+                    f"/dev/{part.name} is {what}", f"{cure}, or use --force: what is not yet written may be lost"
+                )
 
 
 def openers(dev_id: int) -> list[str]:
@@ -36,17 +40,18 @@ def openers(dev_id: int) -> list[str]:
     return found
 
 
-def _mount_point(part: Path, node: str) -> tuple[str, str] | None:
+def _mount_point(part: Path) -> tuple[str, str] | None:
     devno = (part / "dev").read_text().strip()
     # Of the whole machine too: a daemon has a mount namespace of its own.
     for mount in (*mounts.read("self"), *mounts.read("1")):
         # btrfs has device numbers of its own, so look at the source as well.
-        if mount.devno == devno or mount.source == node:
+        if mount.devno == devno or mount.source == f"/dev/{part.name}":
             return f"mounted on {mount.point}", f"unmount it first: umount {mount.point}"
     return None
 
 
-def _swap(node: str) -> tuple[str, str] | None:
+def _swap(part: Path) -> tuple[str, str] | None:
+    node = f"/dev/{part.name}"
     lines = Path("/proc/swaps").read_text().splitlines()[1:]
     if any(line.split()[0] == node for line in lines):
         return "used as swap", f"take it out first: swapoff {node}"
@@ -60,8 +65,9 @@ def _holder(part: Path) -> tuple[str, str] | None:
     return None
 
 
-def _exclusive(node: str) -> tuple[str, str] | None:
+def _exclusive(part: Path) -> tuple[str, str] | None:
     """Whatever else claims the device as a whole, another ublk device over it for example."""
+    node = f"/dev/{part.name}"
     try:
         os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as e:
