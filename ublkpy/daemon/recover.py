@@ -10,6 +10,7 @@ from ublkpy.daemon import inspect, spawn, state
 from ublkpy.daemon.add import run_daemon, start_daemon
 from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.server import Plan, Server
+from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import BusyError, UblkError
 from ublkpy.tgt.options import format_size
 from ublkpy.uring.uapi import DevInfo, Feature, State
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 # Linux 6.12 may notice the death of a loaded daemon only by its 30 s request timeout.
 _QUIESCE_DEADLINE = 60.0
 _RELEASE_DEADLINE = 30.0
+_DYING = 1.0
 
 
 def recover(dev_id: int) -> None:
@@ -29,7 +31,10 @@ def recover(dev_id: int) -> None:
     device = inspect.status(dev_id)
     known = _recoverable(device)
     _wait_quiesced(dev_id)
-    config = from_dump(known.config)
+    try:
+        config = from_dump(known.config)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise state.damaged(dev_id, e) from e
     plan = Plan(config, config.target.open(), known.cookie)
 
     def begin(server: Server) -> DevInfo:
@@ -60,7 +65,8 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
             f"device {dev_id} was not added by ublkpy, or its state file {state.RUN_DIR}/{dev_id}.json is gone",
             f"use the tool that added it, or delete it: ublk del -n {dev_id}",
         )
-    if device.pid is not None:
+    # A daemon that was killed just now may still be on its way out.
+    if device.pid is not None and not wait_end(device.pid, _DYING):
         raise BusyError(
             f"device {dev_id} needs no recovery: process {device.pid} serves it", "ublk list shows its state"
         )

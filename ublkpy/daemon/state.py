@@ -87,9 +87,15 @@ def read(dev_id: int) -> DeviceState | None:
     except OSError as e:
         raise UblkError(f"cannot read {path}: {os.strerror(e.errno or 0)}") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UblkError(
-            f"{path} is damaged: {e}", f"remove it, and delete the device with: ublk del -n {dev_id}"
-        ) from e
+        raise damaged(dev_id, e) from e
+
+
+def damaged(dev_id: int, why: Exception) -> UblkError:
+    """The error for a state file that cannot be understood."""
+    return UblkError(
+        f"{_path(dev_id)} is damaged: {type(why).__name__}: {why}",
+        f"remove it, and delete the device with: ublk del -n {dev_id}",
+    )
 
 
 def remove(dev_id: int, cookie: int | None = None) -> None:

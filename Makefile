@@ -1,0 +1,44 @@
+# Every target gets the machine ready for itself (Debian 12, Ubuntu 24.04 or newer).
+
+# kernels to test on, and the interpreter to test with
+K ?= 6.12 6.18 7.3
+export PYTHON ?= python3
+# seconds for the device tests on one kernel
+T ?= 1800
+
+.NOTPARALLEL:
+.PHONY: help test lint unit device demo build sanitized vm clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+test: lint unit device ## everything: lint, unit tests, device tests on three kernels
+
+lint: build ## style, types, layers, C warnings
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/ruff format --check --quiet .
+	@.venv/bin/mypy --strict --explicit-package-bases --no-error-summary ublkpy tests
+	@.venv/bin/lint-imports
+	@scripts/check-c
+
+unit: build ## tests that need no driver
+	@.venv/bin/python -m pytest tests/unit
+
+device: build sanitized vm ## tests with a real driver, on the kernels K="6.12 6.18 7.3"
+	@$(PYTHON) -m tests.vm -k "$(K)" -t $(T) --pytest tests/device
+
+demo: build ## a file becomes a disk, step by step
+	@scripts/demo
+
+build: ## .venv with ublkpy and its tools
+	@scripts/setup build
+
+sanitized: build ## the C core once more, with sanitizers
+	@scripts/setup sanitized
+
+vm: ## QEMU and the kernels
+	@scripts/setup vm
+
+clean: ## remove what the others made here (the kernels stay in ~/.cache/ublkpy)
+	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@find ublkpy tests -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} +

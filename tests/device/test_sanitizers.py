@@ -1,0 +1,67 @@
+"""The C core under AddressSanitizer and UndefinedBehaviorSanitizer: every path of a request, and a recovery."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import disk, load
+from .devices import MIB, Device, Devices
+from .program import executable
+
+_BUILD = Path(__file__).parents[2] / "build" / "sanitized"
+
+
+def _runtime(name: str) -> str:
+    """The path of a sanitizer's library: it must be loaded before Python."""
+    found = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+@pytest.fixture
+def watched(scratch: Path) -> Iterator[dict[str, str]]:
+    """The environment in which ``ublk`` runs the sanitized build; a report of theirs fails the test."""
+    assert _BUILD.exists(), "scripts/setup sanitized makes the build that this test needs"
+    yield os.environ | {
+        "LD_PRELOAD": f"{_runtime('libasan.so')} {_runtime('libubsan.so')}",
+        "PYTHONPATH": str(_BUILD),
+        # Leaks are Python's own here: a process that ends does not free what it has.
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={scratch}/report",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={scratch}/report",
+    }
+    reports = [path.read_text() for path in scratch.glob("report*")]
+    assert not reports, "\n".join(reports)
+
+
+def _ublk(environment: dict[str, str], *args: str) -> str:
+    done = subprocess.run([executable(), *args], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.timeout(180)
+def test_every_kind_of_request(scratch: Path, devices: Devices, watched: dict[str, str]) -> None:
+    image = disk.image(scratch / "image", 8 * MIB)
+    node = _ublk(watched, "add", "-t", "loop", "-f", str(image), "-q", "2", "-r", "1", "--max-io-buf-bytes", "256k")
+    device = devices.adopt(int(node.removeprefix("/dev/ublkb")))
+    assert _runs_sanitized(device), "the daemon is not the sanitized build"
+    options = ["--rw=randrw", "--bsrange=512-256k", "--size=4M", "--iodepth=8", "--ioengine=libaio", "--fsync=8"]
+    load.verify(device.node, *options)
+    subprocess.run(["blkdiscard", device.node], check=True)
+    subprocess.run(["blkdiscard", "-z", device.node], check=True)
+    device.kill_daemon()
+    _ublk(watched, "recover", "-n", str(device.id))
+    assert _runs_sanitized(device), "the new daemon is not the sanitized build"
+    load.verify(device.node, *options)
+    # Reads behind the end of the file: the way of errors.
+    os.truncate(image, 4 * MIB)
+    with pytest.raises(OSError, match="Input/output error"), device.node.open("rb", buffering=0) as f:
+        os.pread(f.fileno(), 4096, 6 * MIB)
+
+
+def _runs_sanitized(device: Device) -> bool:
+    return str(_BUILD) in Path(f"/proc/{device.pid}/maps").read_text()

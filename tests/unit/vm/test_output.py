@@ -1,0 +1,16 @@
+"""Several runs at once, printed in turn."""
+
+import pytest
+
+from tests.vm.output import Lane
+
+
+def test_kept_until_its_turn_and_live_from_then_on(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    lane = Lane()
+    lane.out(b"early\n")
+    lane.err("trouble\n")
+    assert capfdbinary.readouterr() == (b"", b"")
+    lane.go_live()
+    assert capfdbinary.readouterr() == (b"early\n", b"tests.vm: trouble\n")
+    lane.out(b"late")
+    assert capfdbinary.readouterr() == (b"late", b"")

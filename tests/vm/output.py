@@ -1,0 +1,33 @@
+"""Several runs at once, printed one after the other."""
+
+import sys
+from typing import BinaryIO
+
+
+class Lane:
+    """What one run prints: kept back until its turn comes, passed on as it comes from then on."""
+
+    def __init__(self) -> None:
+        self._live = False
+        self._kept: list[tuple[BinaryIO, bytes]] = []
+
+    def out(self, data: bytes) -> None:
+        self._put(sys.stdout.buffer, data)
+
+    def err(self, text: str) -> None:
+        self._put(sys.stderr.buffer, f"tests.vm: {text.rstrip()}\n".encode())
+
+    def go_live(self) -> None:
+        self._live = True
+        for stream, data in self._kept:
+            self._put(stream, data)
+        self._kept.clear()
+
+    def _put(self, stream: BinaryIO, data: bytes) -> None:
+        if not data:
+            return
+        if self._live:
+            stream.write(data)
+            stream.flush()
+        else:
+            self._kept.append((stream, data))
