@@ -165,6 +165,7 @@ class Apt:
             "Dir::Cache": folder,
             "Acquire::Languages": "none",
             "Acquire::Retries": 3,
+            "APT::Update::Error-Mode": "any",
             "APT::Architecture": "amd64",
             "APT::Sandbox::User": "root",
         }

@@ -156,7 +156,7 @@ def _open_error(e: OSError) -> UblkError:
     if e.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
         return DriverError(
             f"{CONTROL} does not exist: the ublk driver is not loaded",
-            "load it with: modprobe ublk_drv (Linux 6.0 or newer, built with CONFIG_BLK_DEV_UBLK; on"
+            "load it with: modprobe ublk_drv (Linux 6.5 or newer, built with CONFIG_BLK_DEV_UBLK; on"
             " Debian's and Ubuntu's kernels it may be in a package of extra modules)",
         )
     if e.errno in (errno.EACCES, errno.EPERM) and not os.access(CONTROL, os.R_OK | os.W_OK):

@@ -10,6 +10,7 @@ from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.spawn import isolated, wait_end
 from ublkpy.daemon.users import check_unused, openers
 from ublkpy.errors import BusyError, UblkError
+from ublkpy.uring.uapi import DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
         log.warning("%s: it fails from now on, and the id is free only when that is gone", e.message)
         wait = False
     try:
-        _stop(dev_id, timeout)
+        _stop(dev_id, timeout, flush=_loses_dirty_pages(info))
     except TimeoutError as e:
         daemon = _daemon_pid(dev_id)
         if not force or daemon is None:
@@ -64,12 +65,29 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
         wait_end(daemon, _DAEMON_EXIT)
 
 
-def _stop(dev_id: int, timeout: float) -> None:
+def _loses_dirty_pages(info: DevInfo) -> bool:
+    """STOP_DEV writes the page cache out, but not on a device with recovery, where it fails new requests
+    first (ublk_drv.c, ublk_stop_dev). Without a daemon there is nobody to write to."""
+    return Feature.USER_RECOVERY in info.flags and info.state == State.LIVE and _daemon_pid(info.dev_id) is not None
+
+
+def _stop(dev_id: int, timeout: float, *, flush: bool = False) -> None:
     def stop() -> None:
+        if flush:
+            _flush(dev_id)
         with Control() as control:
             control.stop(dev_id, timeout)
 
     isolated(f"device {dev_id} to stop", stop, timeout)
+
+
+def _flush(dev_id: int) -> None:
+    try:
+        fd = os.open(f"/dev/ublkb{dev_id}", os.O_RDONLY | os.O_CLOEXEC)
+        os.fsync(fd)
+        os.close(fd)
+    except OSError as e:
+        log.warning("what was not yet written to device %d is lost: %s", dev_id, e.strerror)
 
 
 def _stop_without_daemon(dev_id: int, daemon: int) -> None:

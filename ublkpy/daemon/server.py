@@ -216,6 +216,8 @@ class Server:
         for worker in self._workers:
             if worker.ident is not None:
                 worker.join(max(0, deadline - time.monotonic()))
+            if not worker.serving:
+                worker.release()
         self._close()
         self._wait_helper()
 

@@ -36,6 +36,7 @@ class Worker(threading.Thread):
         self.error: BaseException | None = None
         self.ready = threading.Event()
         self.serving = True
+        self._queue: Queue | None = None
         self._depth = depth
         self._buf_bytes = buf_bytes
         self._cdev_fd = cdev_fd
@@ -57,6 +58,12 @@ class Worker(threading.Thread):
         """The queue as the state file describes it. Any thread, once ``ready`` is set."""
         return QueueState(self.q_id, self.native_id or 0, sorted(self._cpus))
 
+    def release(self) -> None:
+        """Let go of the ring, and with it of the device, once the thread has ended without requests."""
+        if self._queue:
+            self._queue.close()
+            self._queue = None
+
     def _serve(self) -> None:
         # Signals are the main thread's.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -64,7 +71,7 @@ class Worker(threading.Thread):
             os.sched_setaffinity(0, self._cpus)
         except OSError as e:  # a cpuset that excludes them, or none of them is online
             log.warning("queue %d runs on any CPU: %s", self.q_id, e)
-        queue = Queue(self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._map)
+        queue = self._queue = Queue(self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._map)
         self.ready.set()
         while error := queue.run():
             log.error(
@@ -75,4 +82,4 @@ class Worker(threading.Thread):
                 os.strerror(error.errno),
                 error.count,
             )
-        queue.close()
+        self.release()
