@@ -5,6 +5,8 @@ K ?= 6.12 6.18 7.3
 export PYTHON ?= python3
 # seconds for the device tests on one kernel
 T ?= 1800
+# so many kernels at once
+J ?= $(shell nproc)
 
 .NOTPARALLEL:
 .PHONY: help test lint unit device demo build sanitized vm clean
@@ -17,7 +19,7 @@ test: lint unit device ## everything: lint, unit tests, device tests on three ke
 lint: build ## style, types, layers, C warnings
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --check --quiet .
-	@.venv/bin/mypy --strict --explicit-package-bases --no-error-summary ublkpy tests
+	@.venv/bin/mypy --strict --no-error-summary ublkpy tests
 	@.venv/bin/lint-imports
 	@scripts/check-c
 
@@ -25,7 +27,7 @@ unit: build ## tests that need no driver
 	@.venv/bin/python -m pytest tests/unit
 
 device: build sanitized vm ## tests with a real driver, on the kernels K="6.12 6.18 7.3"
-	@$(PYTHON) -m tests.vm -k "$(K)" -t $(T) --pytest tests/device
+	@$(PYTHON) -m tests.vm -k "$(K)" -j $(J) -t $(T) --pytest tests/device
 
 demo: build ## a file becomes a disk, step by step
 	@scripts/demo

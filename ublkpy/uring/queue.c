@@ -53,6 +53,8 @@ static inline struct io_uring_sqe *new_sqe(struct uq_queue *q)
 {
 	struct io_uring_sqe *sqe = ur_get_sqe(&q->ring);
 
+	if (!sqe)
+		__builtin_unreachable();
 	memset(sqe, 0, sizeof(*sqe));
 	sqe->flags = IOSQE_FIXED_FILE;
 	return sqe;
