@@ -35,6 +35,8 @@ def recover(dev_id: int) -> None:
         config = from_dump(known.config)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
+    # First, because the old daemon's backing is released together with its device.
+    _start_recovery(dev_id)
     plan = Plan(config, config.target.open(), known.cookie)
 
     def begin(server: Server) -> DevInfo:
@@ -51,7 +53,6 @@ def recover(dev_id: int) -> None:
                 f" {format_size(plan.geometry.size)}",
                 "give the backing its old size again, or delete the device",
             )
-        _start_recovery(dev_id)
         start_daemon(body)
     finally:
         config.target.close()

@@ -8,6 +8,7 @@ import logging
 import mmap
 import os
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ublkpy.uring import libc
 
 log = logging.getLogger(__name__)
 
+_RELEASE = 1.0  # seconds
 _CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -117,6 +119,17 @@ class Backing:
         return status
 
     def _open(self, flags: int, *, refusal_is_error: bool) -> None:
+        """Open and lock, with patience: a ring's files are let go some time after its process has ended."""
+        deadline = time.monotonic() + _RELEASE
+        while True:
+            try:
+                return self._try_open(flags, refusal_is_error)
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.02)
+
+    def _try_open(self, flags: int, refusal_is_error: bool) -> None:
         """Open and lock; a file system that knows no O_DIRECT says EINVAL, and that may be no error."""
         try:
             fd = os.open(self.path, flags)
