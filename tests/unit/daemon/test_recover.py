@@ -1,0 +1,50 @@
+"""Which devices can be recovered, and what is said of the others."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ublkpy.daemon.inspect import DeviceStatus
+from ublkpy.daemon.recover import _recoverable
+from ublkpy.daemon.state import DeviceState, process_start_time
+from ublkpy.errors import BusyError, UblkError
+from ublkpy.uring.uapi import Attr, DevInfo, Feature, Params, State
+
+KNOWN = DeviceState(3, 1, 1 << 22, 1, "copy", [], {"target": {"type": "null"}}, {}, "")
+DEAD = DeviceStatus(
+    DevInfo(3, 1, 128, 524288, Feature.USER_RECOVERY, state=State.QUIESCED), Params(1 << 30, 524288, Attr(0)), KNOWN
+)
+
+
+def test_dead_daemon_with_recovery() -> None:
+    assert _recoverable(DEAD) is KNOWN
+
+
+def test_live_daemon_needs_none() -> None:
+    pid = os.getpid()
+    live = replace(DEAD, known=replace(KNOWN, pid=pid, start_time=process_start_time(pid) or 0))
+    with pytest.raises(BusyError, match=f"device 3 needs no recovery: process {pid} serves it"):
+        _recoverable(live)
+
+
+def test_device_without_recovery() -> None:
+    with pytest.raises(UblkError, match="device 3 was added without recovery") as caught:
+        _recoverable(replace(DEAD, info=replace(DEAD.info, flags=Feature(0))))
+    assert "ublk del -n 3" in caught.value.hint
+
+
+def test_foreign_device(run_dir: Path) -> None:
+    with pytest.raises(UblkError) as caught:
+        _recoverable(replace(DEAD, known=None))
+    assert caught.value.message == (f"device 3 was not added by ublkpy, or its state file {run_dir}/3.json is gone")
+
+
+def test_damaged_state_file_is_the_reason_that_is_told(run_dir: Path) -> None:
+    run_dir.mkdir()
+    (run_dir / "3.json").write_text("{")
+    with pytest.raises(UblkError, match="is damaged"):
+        _recoverable(replace(DEAD, known=None))

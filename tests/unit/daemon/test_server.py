@@ -1,0 +1,78 @@
+"""The plan of a device in the driver's terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ublkpy.config import Draft, build
+from ublkpy.daemon import server
+from ublkpy.daemon.server import Plan
+from ublkpy.errors import UblkError
+from ublkpy.tgt.base import Geometry
+from ublkpy.uring.uapi import Attr, Feature
+
+CONFIG = build(Draft(target_type="null"))
+
+
+def plan(**geometry: object) -> Plan:
+    return Plan(CONFIG, Geometry(1 << 30, **geometry), cookie=1)  # type: ignore[arg-type]
+
+
+def test_params_of_a_writable_device() -> None:
+    params = plan(discard_granularity=4096, max_discard_bytes=1 << 20, max_write_zeroes_bytes=1 << 21).params(65536)
+    assert (params.size, params.max_io_bytes) == (1 << 30, 65536)
+    assert params.attrs == Attr.VOLATILE_CACHE | Attr.FUA
+    assert (params.discard_granularity, params.max_discard_sectors, params.max_write_zeroes_sectors) == (
+        4096,
+        2048,
+        4096,
+    )
+
+
+def test_params_without_discard_have_no_limits_of_it() -> None:
+    params = plan(max_discard_bytes=1 << 20, max_write_zeroes_bytes=1 << 20).params(65536)
+    assert (params.discard_granularity, params.max_discard_sectors, params.max_write_zeroes_sectors) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "attrs"),
+    [
+        ({"write_cache": False}, Attr(0)),
+        ({"write_cache": False, "read_only": True}, Attr.READ_ONLY),
+        ({"write_cache": False, "rotational": True}, Attr.ROTATIONAL),
+        ({"rotational": True}, Attr.ROTATIONAL | Attr.VOLATILE_CACHE | Attr.FUA),
+    ],
+)
+def test_attributes(geometry: dict[str, bool], attrs: Attr) -> None:
+    assert plan(**geometry).params(65536).attrs == attrs
+
+
+def test_params_survive_the_way_into_the_driver_and_back() -> None:
+    params = Plan(CONFIG, CONFIG.target.open(), 1).params(524288)
+    assert type(params).from_c(params.to_c()) == params
+
+
+def test_recovery_flags_are_ublksrvs() -> None:
+    assert {name: int(flags) for name, flags in server._RECOVERY_FLAGS.items()} == {
+        "none": 0,
+        "queue": 1 << 3,
+        "reissue": 1 << 3 | 1 << 4,
+        "fail": 1 << 3 | 1 << 9,
+    }
+
+
+def test_recovery_that_the_kernel_lacks_is_named() -> None:
+    error = server._unsupported(Feature.USER_RECOVERY_FAIL_IO, "fail")
+    assert "UBLK_F_USER_RECOVERY_FAIL_IO" in error.message
+    assert "'fail'" in error.message
+    assert error.hint
+
+
+def test_character_device_that_does_not_appear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_OPEN_DEADLINE", 0.05)
+    with pytest.raises(UblkError, match="cannot open /dev/ublkc1048575: No such file") as caught:
+        server._open_cdev(1048575)
+    assert "udev" in caught.value.hint
+    assert not Path("/dev/ublkc1048575").exists()

@@ -1,0 +1,74 @@
+"""A queue's thread, on files that are no ublk devices."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ublkpy.daemon.worker import Worker
+from ublkpy.uring.queue import Null
+
+OpenFds = Callable[[], set[str]]
+
+
+@pytest.fixture
+def refusing() -> Iterator[int]:
+    """A file that can be mapped but takes no commands."""
+    fd = os.open("/dev/zero", os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def run(fd: int, cpus: set[int]) -> tuple[Worker, list[threading.Thread]]:
+    """A worker that has ended, and the threads from which it said so."""
+    ended: list[threading.Thread] = []
+    worker = Worker(3, 4, 4096, fd, Null(), cpus, lambda: ended.append(threading.current_thread()))
+    worker.start()
+    worker.join(10)
+    assert not worker.is_alive()
+    return worker, ended
+
+
+def test_driver_that_refuses(refusing: int) -> None:
+    cpus = {min(os.sched_getaffinity(0))}
+    worker, ended = run(refusing, cpus)
+    assert isinstance(worker.error, OSError)
+    assert worker.error.errno == errno.EOPNOTSUPP
+    assert worker.ready.is_set()
+    assert not worker.serving
+    assert ended == [worker]
+
+
+def test_queue_that_cannot_be_set_up() -> None:
+    with open("/dev/null", "r+b") as null:  # noqa: PTH123 - cannot be mapped
+        worker, ended = run(null.fileno(), {0})
+    assert isinstance(worker.error, OSError)
+    assert worker.error.errno == errno.ENODEV
+    assert "queue 3" in str(worker.error)
+    assert worker.ready.is_set()
+    assert len(ended) == 1
+
+
+def test_state_names_thread_and_cpus(refusing: int) -> None:
+    worker, _ = run(refusing, {1, 0})
+    state = worker.state()
+    assert (state.q_id, state.affinity) == (3, [0, 1])
+    assert state.tid == worker.native_id != os.getpid()
+
+
+def test_cpus_that_do_not_exist_are_no_reason_to_fail(refusing: int, caplog: pytest.LogCaptureFixture) -> None:
+    worker, _ = run(refusing, {8000})
+    assert isinstance(worker.error, OSError)
+    assert worker.error.errno == errno.EOPNOTSUPP, "it got as far as the driver"
+    assert caplog.messages[0].startswith("queue 3 runs on any CPU: ")
+
+
+def test_affinity_and_signals_of_the_main_thread_stay(refusing: int) -> None:
+    before = os.sched_getaffinity(0), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    run(refusing, {min(before[0])})
+    assert (os.sched_getaffinity(0), signal.pthread_sigmask(signal.SIG_BLOCK, [])) == before

@@ -1,0 +1,510 @@
+"""The ``ublk`` command: what is accepted, what is printed where, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from ublkpy import __version__, cli, tgt
+from ublkpy.config import DeviceConfig, DeviceOptions
+from ublkpy.daemon.ctrl import CONTROL
+from ublkpy.errors import BusyError, NoDeviceError, UblkError
+from ublkpy.tgt.loop import LoopTarget
+from ublkpy.tgt.null import NullTarget
+
+COMMANDS = ["add", "del", "list", "recover", "features", "check", "help"]
+
+no_driver = pytest.mark.skipif(CONTROL.exists(), reason=f"{CONTROL} exists: nothing to be said about its absence")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of the command gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+def words(value: object) -> str | None:
+    """A test's arguments as its name."""
+    return " ".join(value) if isinstance(value, list) else None if isinstance(value, str) else ""
+
+
+@pytest.fixture
+def ublk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run the command in this process."""
+    on_term = signal.getsignal(signal.SIGTERM)
+
+    def run(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ublk", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(ended.value.code or 0), captured.out, captured.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, on_term)
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> list[DeviceConfig]:
+    """The devices that were added, as far as ``ublk add`` is concerned: each gets id 7."""
+    configs: list[DeviceConfig] = []
+
+    def add(config: DeviceConfig) -> int:
+        configs.append(config)
+        return 7
+
+    monkeypatch.setattr("ublkpy.daemon.add.add", add)
+    return configs
+
+
+@pytest.fixture
+def null_yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "null.yaml"
+    path.write_text("queues: 2\ndepth: 64\ntarget: {type: null, size: 1G}\n")
+    return path
+
+
+def usage_error(result: Result) -> str:
+    """Check that it is one, and give back what is said."""
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" not in result.err
+    return result.err
+
+
+# -- mistyped words ------------------------------------------------------------------------
+
+
+def test_no_command_shows_the_commands_on_stderr(ublk: Run) -> None:
+    err = usage_error(ublk())
+    assert all(f"\n  {name} " in err for name in COMMANDS)
+
+
+@pytest.mark.parametrize("typed", ["lst", "lsit", "lis"])
+def test_mistyped_command(ublk: Run, typed: str) -> None:
+    err = usage_error(ublk(typed))
+    assert f"No such command '{typed}'" in err
+    assert "Did you mean 'list'?" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        (["add", "-t", "null", "--depht", "3"], "--depth"),
+        (["add", "-t", "null", "--sise", "1G"], "--size"),
+        (["add", "-t", "loop", "--bufferd_io"], "--buffered_io"),
+        (["del", "--al"], "--all"),
+        (["list", "--jsn"], "--json"),
+    ],
+)
+def test_mistyped_option(ublk: Run, args: list[str], meant: str) -> None:
+    err = usage_error(ublk(*args))
+    assert "Did you mean" in err or "did you mean" in err.lower()
+    assert meant in err
+
+
+@pytest.mark.parametrize("args", [["add", "-t", "lop"], ["help", "-t", "lop"], ["add", "--type=lop", "-f", "x"]])
+def test_mistyped_target(ublk: Run, args: list[str]) -> None:
+    assert usage_error(ublk(*args)) == "ublk: error: there is no target 'lop'\n  hint: did you mean loop?\n"
+
+
+def test_unknown_target_lists_all(ublk: Run) -> None:
+    assert "hint: targets are: loop, null" in usage_error(ublk("add", "-t", "zzz"))
+
+
+# -- usage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["add"], "no target given"),
+        (["add", "-f", "x"], "no target given"),
+        (["add", "-t"], "requires an argument"),
+        (["add", "-t", "null", "extra"], "unexpected extra argument"),
+        (["add", "-t", "null", "-f", "x"], "No such option '-f'"),
+        (["add", "-t", "null", "-d", "0"], "'-d' / '--depth': 0 is out of range: 1 to 4096"),
+        (["add", "-t", "null", "-d", "x"], "'x' is not a whole number"),
+        (["add", "-t", "null", "-n", "1048576"], "out of range: -1 to 1048575"),
+        (["add", "-t", "null", "--size", "1.5x"], "'1.5x' is not a size such as 4096, 64k or 1G"),
+        (["add", "-t", "null", "--size", "1000"], "1000 is not a multiple of 512"),
+        (["add", "-t", "null", "--recovery", "often"], "none, queue, reissue, fail"),
+        (["add", "-t", "loop"], "file is missing: target loop needs -f or --file"),
+        (["add", "-t", "null", "-i", "1", "-e", "1"], "nor -i with -e"),
+        (["add", "-t", "null", "-r", "x"], "'-r' / '--user_recovery'"),
+        (["del"], "name the devices, or say -a for all of them"),
+        (["del", "-a", "3"], "name the devices, or say -a for all of them"),
+        (["del", "-a", "-n", "3"], "name the devices, or say -a for all of them"),
+        (["del", "x"], "'x' is not a valid"),
+        (["del", "--", "-1"], "-1"),
+        (["recover"], "Missing option '-n' / '--number'"),
+        (["list", "3"], "unexpected extra argument"),
+        (["check"], "Missing option '-c' / '--config'"),
+        (["help", "lst"], "No such command 'lst'. Did you mean 'list'?"),
+    ],
+    ids=words,
+)
+def test_usage_error(ublk: Run, args: list[str], said: str) -> None:
+    assert said in usage_error(ublk(*args))
+
+
+def test_extra_recovery_switches_are_named(ublk: Run) -> None:
+    err = usage_error(ublk("add", "-t", "null", "-r", "1", "--recovery", "fail"))
+    assert "-r" in err.split("hint")[0].replace("--recovery", "")
+
+
+# -- what is accepted ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "values"),
+    [
+        ([], {"id": -1, "queues": 1, "depth": 128, "max_io_buf_bytes": 524288, "recovery": "none", "log": None}),
+        (["-n", "3"], {"id": 3}),
+        (["--number", "3"], {"id": 3}),
+        (["--id=3"], {"id": 3}),
+        (["-n", "-1"], {"id": -1}),
+        (["-q", "2"], {"queues": 2}),
+        (["--queues", "2"], {"queues": 2}),
+        (["-q2", "-d64"], {"queues": 2, "depth": 64}),
+        (["-d", "64"], {"depth": 64}),
+        (["--depth", "64"], {"depth": 64}),
+        (["--max_io_buf_bytes", "1048576"], {"max_io_buf_bytes": 1 << 20}),
+        (["--max-io-buf-bytes", "1M"], {"max_io_buf_bytes": 1 << 20}),
+        (["-r", "1"], {"recovery": "queue"}),
+        (["--user_recovery", "1"], {"recovery": "queue"}),
+        (["-r", "0"], {"recovery": "none"}),
+        (["-i", "1"], {"recovery": "reissue"}),
+        (["--user_recovery_reissue", "1"], {"recovery": "reissue"}),
+        (["-r", "1", "-i", "1"], {"recovery": "reissue"}),
+        (["-e", "1"], {"recovery": "fail"}),
+        (["-r", "1", "-e", "1"], {"recovery": "fail"}),
+        (["--user_recovery_fail_io", "1"], {"recovery": "fail"}),
+        (["--recovery", "queue"], {"recovery": "queue"}),
+        (["-u", "1"], {}),
+        (["--uring_comp", "0"], {}),
+        (["--log", "/tmp/x.log"], {"log": Path("/tmp/x.log")}),
+    ],
+    ids=words,
+)
+def test_device_options(ublk: Run, added: list[DeviceConfig], args: list[str], values: dict[str, object]) -> None:
+    assert ublk("add", "-t", "null", *args) == Result(0, "/dev/ublkb7\n", "")
+    (config,) = added
+    assert {name: getattr(config.device, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("args", "values"),
+    [
+        (["-f", "/a"], {"file": Path("/a"), "offset": 0, "size": None, "direct": None, "read_only": False}),
+        (["--file=/a"], {"file": Path("/a")}),
+        (["-ftest.img"], {"file": Path("/test.img")}),
+        (["-fc.yaml"], {"file": Path("/c.yaml")}),
+        (["-f", "../b"], {"file": Path("/b")}),
+        (["-f", "/a", "-o", "8"], {"offset": 4096}),
+        (["-f", "/a", "--offset", "1M"], {"offset": 1 << 20}),
+        (["-f", "/a", "--size", "1G"], {"size": 1 << 30}),
+        (["-f", "/a", "--buffered_io"], {"direct": False}),
+        (["-f", "/a", "--buffered-io"], {"direct": False}),
+        (["-f", "/a", "--direct"], {"direct": True}),
+        (["-f", "/a", "--ro"], {"read_only": True}),
+        (["-f", "/a", "--read-only"], {"read_only": True}),
+        (["-f", "/a", "--read_only"], {"read_only": True}),
+    ],
+    ids=words,
+)
+@pytest.mark.parametrize("first", [True, False], ids=["target first", "target last"])
+def test_loop_options(
+    ublk: Run,
+    added: list[DeviceConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    values: dict[str, object],
+    first: bool,
+) -> None:
+    monkeypatch.chdir("/")
+    target = ["-t", "loop"]
+    assert ublk("add", *(target + args if first else args + target)).code == 0
+    assert isinstance(added[0].target, LoopTarget)
+    assert {name: getattr(added[0].target, name) for name in values} == values
+
+
+@pytest.mark.parametrize("target", [["-t", "null"], ["-tnull"], ["--type", "null"], ["--type=null"]])
+def test_ways_to_name_the_target(ublk: Run, added: list[DeviceConfig], target: list[str]) -> None:
+    assert ublk("add", *target, "--size", "1M").code == 0
+    assert isinstance(added[0].target, NullTarget)
+    assert added[0].target.size == 1 << 20
+
+
+def test_file_names_the_target_and_the_command_line_wins(ublk: Run, added: list[DeviceConfig], null_yaml: Path) -> None:
+    assert ublk("add", "-c", null_yaml, "-d", "32", "--size", "2G").code == 0
+    config = added[0]
+    assert (config.device.queues, config.device.depth, config.target.dump()) == (2, 32, {"size": 2 << 30})
+
+
+def test_file_for_another_target(ublk: Run, added: list[DeviceConfig], null_yaml: Path) -> None:
+    err = usage_error(ublk("add", "-t", "loop", "-f", "x", "-c", null_yaml))
+    assert err.startswith("ublk: error: the file is for a null target, not loop\n  hint: ")
+    assert added == []
+
+
+def test_mistakes_in_the_file_come_with_place_and_line(ublk: Run, added: list[DeviceConfig], tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("dept: 3\ntarget: {type: null}\n")
+    err = usage_error(ublk("add", "-c", path))
+    assert err == f"ublk: error: {path}:1: dept: unknown key; did you mean depth?\n    dept: 3\n"
+
+
+def test_no_two_options_share_a_flag(ublk: Run) -> None:
+    for name in tgt.names():
+        context = click.Context(cli.add)
+        context.meta[cli._TARGET] = name
+        flags = [flag for param in cli.add.get_params(context) for flag in (*param.opts, *param.secondary_opts)]
+        assert len(flags) == len(set(flags)), f"{name}: {sorted(flags)}"
+
+
+# -- help ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(ublk: Run, flag: str) -> None:
+    assert ublk(flag) == Result(0, f"ublk {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(ublk: Run, command: str) -> None:
+    shown = ublk(command, "--help")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.startswith("Usage: ")
+    assert ublk(command, "-h").out == shown.out
+    assert f"{command} [OPTIONS]" in ublk("help", command).out
+
+
+def test_help_lists_every_command(ublk: Run) -> None:
+    shown = ublk("help")
+    assert (shown.code, shown.err) == (0, "")
+    assert all(f"\n  {name} " in shown.out for name in COMMANDS)
+    assert list(cli.cli.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("target", tgt.names())
+def test_help_of_a_target_shows_every_option(ublk: Run, target: str) -> None:
+    shown = ublk("help", "-t", target).out
+    cls = tgt.find(target)
+    assert shown.startswith(f"{target}: ")
+    own = shown.split(f"Options of target {target}:")[1]
+    for opt in cls.options.values():
+        for flag in (*opt.flags, *opt.long_flags, *opt.off_flags):
+            assert re.search(rf"(?<![\w-]){flag}(?![\w-])", own), f"{flag} of {target}"
+        assert opt.help.split()[0] in own
+    for opt in DeviceOptions.options.values():
+        assert all(flag in shown for flag in (*opt.flags, *opt.long_flags))
+
+
+def test_help_of_add_without_a_target_says_where_their_options_are(ublk: Run) -> None:
+    assert "Targets: loop, null. Their options: ublk help -t TARGET" in ublk("add", "--help").out
+
+
+def test_help_writes_choices_as_they_are_typed(ublk: Run) -> None:
+    assert "none|queue|reissue|fail" in ublk("add", "--help").out
+
+
+def test_help_names_a_flag_once(ublk: Run) -> None:
+    own = ublk("help", "-t", "loop").out.split("Options of target loop:")[1]
+    assert own.count("--direct") == 1
+    assert own.count("--buffered_io") == 1
+
+
+def test_help_shows_defaults_and_what_is_required(ublk: Run) -> None:
+    shown = " ".join(ublk("help", "-t", "loop").out.split())
+    assert "[default: 512k]" in shown
+    assert "[default: 128]" in shown
+    assert "[required]" in shown
+
+
+# -- check ---------------------------------------------------------------------------------
+
+
+def test_check_of_a_good_file(ublk: Run, null_yaml: Path) -> None:
+    assert ublk("check", "-c", null_yaml) == Result(0, f"{null_yaml}: null, 1G: good\n", "")
+
+
+def test_check_opens_the_target(ublk: Run, tmp_path: Path) -> None:
+    path = tmp_path / "loop.yaml"
+    path.write_text("target: {type: loop, file: disk.img}")
+    missing = ublk("check", "-c", path)
+    assert (missing.code, missing.out) == (1, "")
+    assert "disk.img does not exist" in missing.err
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    assert ublk("check", "-c", path) == Result(0, f"{path}: loop on {tmp_path / 'disk.img'}, 1M: good\n", "")
+
+
+def test_check_of_a_bad_file_lists_every_mistake(ublk: Run, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("depth: 0\ntarget: {type: null, size: 1X}\n")
+    err = usage_error(ublk("check", "-c", path))
+    assert f"{path}:1: depth: " in err
+    assert f"{path}:2: target.size: " in err
+
+
+def test_check_of_a_missing_file(ublk: Run) -> None:
+    assert "cannot read /no/such.yaml: No such file or directory" in usage_error(ublk("check", "-c", "/no/such.yaml"))
+
+
+# -- no driver -----------------------------------------------------------------------------
+
+
+@no_driver
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["add", "-t", "null"],
+        ["add", "-t", "null", "--json"],
+        ["add", "-t", "null", "--foreground"],
+        ["add", "-t", "loop", "-f", "/dev/null"],
+        ["del", "5"],
+        ["del", "-n", "5", "-n", "6"],
+        ["del", "--force", "5"],
+        ["list"],
+        ["list", "--json"],
+        ["list", "-n", "5"],
+        ["recover", "-n", "5"],
+        ["features"],
+        ["features", "--json"],
+    ],
+    ids=words,
+)
+@pytest.mark.logs
+def test_without_driver(ublk: Run, args: list[str]) -> None:
+    result = ublk(*args)
+    assert (result.code, result.out) == (5, "")
+    assert f"ublk: error: {CONTROL} does not exist: the ublk driver is not loaded" in result.err
+    assert "hint: load it with: modprobe ublk_drv" in result.err
+
+
+@no_driver
+@pytest.mark.logs
+def test_del_of_all_without_driver(ublk: Run) -> None:
+    assert ublk("del", "-a").code in (0, 5)
+
+
+# -- del: several devices ------------------------------------------------------------------
+
+
+def test_del_takes_each_device_once_and_goes_on_after_an_error(ublk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool, bool]] = []
+
+    def delete(dev_id: int, *, force: bool, wait: bool) -> None:
+        seen.append((dev_id, force, wait))
+        errors: dict[int, UblkError] = {3: BusyError("device 3 is busy", "wait"), 4: NoDeviceError("no device 4")}
+        if dev_id in errors:
+            raise errors[dev_id]
+
+    monkeypatch.setattr("ublkpy.daemon.delete.delete", delete)
+    result = ublk("del", "-n", "3", "--async", "4", "5", "3")
+    assert seen == [(3, False, False), (4, False, False), (5, False, False)]
+    assert result.code == 4  # of the first that failed
+    assert result.err == "ublk: error: device 3 is busy\n  hint: wait\nublk: error: no device 4\n"
+
+
+# -- completion ----------------------------------------------------------------------------
+
+
+def complete(typed: str) -> tuple[list[str], str]:
+    """What the shell offers behind these words, and what appears on the terminal besides."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'ublk'; from ublkpy.cli import main; main()"],
+        env={"_UBLK_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [line.partition(",")[2] for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("ublk re", ["recover"]),
+        ("ublk add -t ", ["loop", "null"]),
+        ("ublk add -t l", ["loop"]),
+        ("ublk help -t ", ["loop", "null"]),
+        ("ublk add -t loop --buf", ["--buffered_io", "--buffered-io"]),
+        ("ublk add -t null --recovery ", ["none", "queue", "reissue", "fail"]),
+    ],
+)
+def test_completion(typed: str, offered: list[str]) -> None:
+    assert complete(typed) == (offered, "")
+
+
+def test_completion_after_a_mistyped_target_is_silent() -> None:
+    assert complete("ublk add -t lop --dep") == (["--depth"], "")
+
+
+# -- the installed command -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ublk", "ublkpy"])
+def test_installed_command(name: str) -> None:
+    program = Path(sys.executable).parent / name
+    if not program.exists():
+        pytest.skip(f"{program} is not installed")
+    shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert (shown.stdout, shown.stderr) == (f"ublk {__version__}\n", "")
+
+
+def test_module_is_the_command() -> None:
+    shown = subprocess.run([sys.executable, "-m", "ublkpy", "lst"], capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "Did you mean 'list'?" in shown.stderr
+
+
+def test_yaml_from_a_pipe(null_yaml: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ublkpy", "check", "-c", "/dev/stdin"],
+        input=null_yaml.read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"/dev/stdin: null, 1G: good\n")
+
+
+@no_driver
+def test_yaml_from_a_pipe_for_add(null_yaml: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ublkpy", "add", "-c", "/dev/stdin"],
+        input=null_yaml.read_bytes(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+
+
+def test_closed_pipe_is_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "ublkpy", "help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_start_is_quick_because_nothing_is_imported_in_vain() -> None:
+    code = "import sys, ublkpy.cli; print(sorted(m for m in sys.modules if m.startswith('ublkpy.tgt.')))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(shown.stdout.replace("'", '"')) == ["ublkpy.tgt.base", "ublkpy.tgt.options"]

@@ -1,0 +1,481 @@
+"""Configuration: YAML files and their mistakes, and what wins over what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ublkpy.config import DeviceConfig, DeviceOptions, Draft, build, from_dump, read_yaml
+from ublkpy.errors import ConfigError
+from ublkpy.tgt.loop import LoopTarget
+from ublkpy.tgt.null import NullTarget
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a YAML file."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "disk.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def mistakes(path: Path) -> list[str]:
+    """What is wrong with a file, without its name: "line: key: what", and the lines shown."""
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    return caught.value.message.replace(f"{path}:", "").splitlines()
+
+
+# -- what is right -------------------------------------------------------------------------
+
+
+def test_smallest_file(write: Write) -> None:
+    draft = read_yaml(write("target: {type: loop, file: /a}"))
+    assert (draft.target_type, draft.target, draft.device) == ("loop", {"file": Path("/a")}, {})
+
+
+def test_every_key_of_a_device(write: Write) -> None:
+    text = "id: 5\nqueues: 2\ndepth: 64\nmax_io_buf_bytes: 1M\nrecovery: reissue\nlog: /l\n"
+    path = write(text + "target: {type: 'null', size: 1G}")
+    config = build(Draft(), read_yaml(path))
+    device = config.device
+    assert (device.id, device.queues, device.depth, device.max_io_buf_bytes) == (5, 2, 64, 1 << 20)
+    assert (device.recovery, device.log) == ("reissue", Path("/l"))
+    assert isinstance(config.target, NullTarget)
+    assert config.target.size == 1 << 30
+
+
+def test_defaults_of_a_device() -> None:
+    assert DeviceOptions().dump() == {
+        "id": -1,
+        "queues": 1,
+        "depth": 128,
+        "max_io_buf_bytes": 512 << 10,
+        "recovery": "none",
+    }
+
+
+@pytest.mark.parametrize("null", ["null", "Null", "NULL", "~", "'null'", '"null"'])
+def test_null_is_the_target_of_that_name(write: Write, null: str) -> None:
+    assert read_yaml(write(f"target: {{type: {null}}}")).target_type == "null"
+
+
+@pytest.mark.parametrize(
+    ("offset", "parsed"), [("8", 4096), ("1M", 1 << 20), ("8s", 4096), ("512B", 512)], ids=["bare", "M", "s", "B"]
+)
+def test_offset_in_a_file(write: Write, offset: str, parsed: int) -> None:
+    draft = read_yaml(write(f"target: {{type: loop, file: /a, offset: {offset}}}"))
+    assert draft.target["offset"] == parsed
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("true", True), ("yes", True), ("on", True), ("no", False), ("off", False)]
+)
+def test_yes_and_no(write: Write, word: str, value: bool) -> None:
+    draft = read_yaml(write(f"target: {{type: loop, file: /a, direct: {word}}}"))
+    assert draft.target["direct"] is value
+
+
+def test_anchors_and_aliases(write: Write) -> None:
+    draft = read_yaml(write("queues: &n 4\ndepth: *n\ntarget: {type: null}"))
+    assert draft.device == {"queues": 4, "depth": 4}
+
+
+def test_relative_path_counts_from_the_folder_of_the_file(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("log: x.log\ntarget: {type: loop, file: ../a/./disk.img}")
+    monkeypatch.chdir("/")
+    draft = read_yaml(tmp_path / "disk.yaml")
+    assert draft.target["file"] == tmp_path.parent / "a" / "disk.img"
+    assert draft.device["log"] == tmp_path / "x.log"
+
+
+def test_relative_name_of_the_file_itself(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("target: {type: loop, file: disk.img}")
+    monkeypatch.chdir(tmp_path)
+    assert read_yaml(Path("disk.yaml")).target["file"] == tmp_path / "disk.img"
+
+
+def test_file_with_a_byte_order_mark_and_crlf(tmp_path: Path) -> None:
+    path = tmp_path / "windows.yaml"
+    path.write_bytes(b"\xef\xbb\xbfdepth: 4\r\ntarget:\r\n  type: null\r\n")
+    assert read_yaml(path).device == {"depth": 4}
+
+
+def test_names_beyond_ascii(write: Write) -> None:
+    assert read_yaml(write("target: {type: loop, file: /Bücher/磁盘.img}")).target["file"] == Path("/Bücher/磁盘.img")
+
+
+# -- mistakes: exactly what is said --------------------------------------------------------
+
+
+def test_unknown_key(write: Write) -> None:
+    assert mistakes(write("dept: 64\ntarget: {type: null}")) == [
+        "1: dept: unknown key; did you mean depth?",
+        "    dept: 64",
+    ]
+
+
+def test_unknown_key_that_is_like_no_other_lists_them_all(write: Write) -> None:
+    assert mistakes(write("zzz: 1\ntarget: {type: null}"))[0] == (
+        "1: zzz: unknown key; known here: id, queues, depth, max_io_buf_bytes, recovery, log, target"
+    )
+
+
+def test_unknown_key_of_a_target(write: Write) -> None:
+    assert mistakes(write("target:\n  type: null\n  sise: 1G\n")) == [
+        "3: target.sise: unknown key; did you mean size?",
+        "      sise: 1G",
+    ]
+
+
+def test_mistyped_target_key(write: Write) -> None:
+    assert mistakes(write("traget: {type: null}")) == [
+        "1: traget: unknown key; did you mean target?",
+        "    traget: {type: null}",
+        "1: target is missing: say, for example, target: {type: null}",
+        "    traget: {type: null}",
+    ]
+
+
+def test_duplicate_key(write: Write) -> None:
+    assert mistakes(write("depth: 3\ntarget: {type: null, size: 1G, size: 2G}\ndepth: 4")) == [
+        "2: target.size: given twice",
+        "    target: {type: null, size: 1G, size: 2G}",
+        "3: depth: given twice",
+        "    depth: 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("depth: 0", "depth: '0' is out of range: 1 to 4096"),
+        ("depth: 4097", "depth: '4097' is out of range: 1 to 4096"),
+        ("depth: x", "depth: 'x' is not a whole number"),
+        ("depth: 1.5", "depth: '1.5' is not a whole number"),
+        ("queues: 0", "queues: '0' is out of range: 1 to 4096"),
+        ("queues: 4097", "queues: '4097' is out of range: 1 to 4096"),
+        ("id: -2", "id: '-2' is out of range: -1 to 1048575"),
+        ("max_io_buf_bytes: 6000", "max_io_buf_bytes: '6000' is not a multiple of 4096"),
+        ("max_io_buf_bytes: 5q", "max_io_buf_bytes: '5q' is not a size such as 4096, 64k or 1G"),
+        ("max_io_buf_bytes: 64M", "max_io_buf_bytes: 64M is out of range: 4096 to 33554432"),
+        ("log: 5", "log: '5' is not a text; put it in quotes"),
+        ("queues: [1]", "queues: expected a single value here"),
+        ("queues: {a: 1}", "queues: expected a single value here"),
+    ],
+)
+def test_wrong_value(write: Write, line: str, what: str) -> None:
+    assert mistakes(write(f"target: {{type: null}}\n{line}")) == [f"2: {what}", f"    {line}"]
+
+
+@pytest.mark.parametrize("line", ["recovery: often", "recovery: yes", "recovery: 5", "recovery: None"])
+def test_wrong_choice_names_what_was_written_and_what_may_be(write: Write, line: str) -> None:
+    first, second = mistakes(write(f"target: {{type: null}}\n{line}"))
+    assert first.startswith("2: recovery: ")
+    assert "none, queue, reissue, fail" in first
+    assert repr(line.split()[1]) in first
+    assert second == f"    {line}"
+
+
+@pytest.mark.parametrize("line", ["log:", "depth: ", "recovery: ~", "max_io_buf_bytes: null"])
+def test_key_without_a_value(write: Write, line: str) -> None:
+    first = mistakes(write(f"target: {{type: null}}\n{line}"))[0]
+    assert first.startswith(f"2: {line.split(':')[0]}: ")
+    assert "None" not in first
+
+
+@pytest.mark.parametrize("raw", ["2026-01-01", "!!binary aGk=", "2026-01-01 10:00:00"])
+def test_python_stays_out_of_messages(write: Write, raw: str) -> None:
+    text = mistakes(write(f"target: {{type: null, size: {raw}}}"))[0]
+    assert text.startswith("1: target.size: ")
+    assert "datetime" not in text
+    assert "b'" not in text
+
+
+@pytest.mark.parametrize(
+    "value",
+    ['!!int ""', '!!float ""', "!!int abc", "!!bool maybe", "!!timestamp x", "!!python/object:a.b c", "!mine 5"],
+)
+def test_tag_that_does_not_fit(write: Write, value: str) -> None:
+    lines = mistakes(write(f"id: {value}\ntarget: {{type: null}}"))
+    assert lines[0].startswith("1: id: ")
+    assert lines[1] == f"    id: {value}"
+
+
+def test_several_mistakes_are_all_listed_by_line(write: Write) -> None:
+    text = "target:\n  type: loop\n  fiel: a\n  size: 1X\ndept: 3\ndepth: 0\n"
+    found = [line for line in mistakes(write(text)) if not line.startswith("    ")]
+    assert found == [
+        "3: target.fiel: unknown key; did you mean file?",
+        "4: target.size: '1X' is not a size such as 4096, 64k or 1G",
+        "5: dept: unknown key; did you mean depth?",
+        "6: depth: '0' is out of range: 1 to 4096",
+    ]
+
+
+# -- mistakes: targets ---------------------------------------------------------------------
+
+
+def test_no_target(write: Write) -> None:
+    assert mistakes(write("depth: 3")) == [
+        "1: target is missing: say, for example, target: {type: null}",
+        "    depth: 3",
+    ]
+
+
+def test_target_without_type(write: Write) -> None:
+    assert mistakes(write("target:\n  size: 1G")) == ["2: target: type is missing: one of loop, null", "      size: 1G"]
+
+
+def test_type_without_a_value_is_not_the_null_target(write: Write) -> None:
+    assert mistakes(write("target:\n  type:\n"))[0] == "2: target.type: has no value: one of loop, null"
+
+
+def test_unknown_target(write: Write) -> None:
+    assert mistakes(write("target: {type: lop}"))[0] == "1: target.type: there is no target 'lop'; did you mean loop?"
+    assert mistakes(write("target: {type: qcow3}"))[0] == (
+        "1: target.type: there is no target 'qcow3'; targets are: loop, null"
+    )
+
+
+@pytest.mark.parametrize("value", ["5", "true", "1.5"])
+def test_type_that_is_no_name(write: Write, value: str) -> None:
+    assert mistakes(write(f"target: {{type: {value}}}"))[0].startswith("1: target.type: ")
+
+
+@pytest.mark.parametrize("value", ["[loop]", "{a: b}"])
+def test_type_that_is_no_scalar(write: Write, value: str) -> None:
+    assert mistakes(write(f"target: {{type: {value}}}"))[0] == "1: target.type: expected a single value here"
+
+
+@pytest.mark.parametrize("value", ["loop", "null", "5", "[loop]", ""])
+def test_target_that_is_no_mapping(write: Write, value: str) -> None:
+    assert mistakes(write(f"target: {value}"))[0] == "1: target: expected keys and values here, such as type: loop"
+
+
+def test_missing_required_option_names_the_place(write: Write) -> None:
+    path = write("target:\n  type: loop\n")
+    with pytest.raises(ConfigError) as caught:
+        build(Draft(), read_yaml(path))
+    assert caught.value.message == (
+        f"{path}:2: target: file is missing: target loop needs -f or --file, backing file or block device"
+    )
+    assert caught.value.hint == "ublk help -t loop"
+
+
+def test_required_option_may_come_from_the_command_line(write: Write) -> None:
+    config = build(Draft(target={"file": Path("/a")}), read_yaml(write("target: {type: loop}")))
+    assert config.target.backing() == "/a"
+
+
+# -- mistakes: not the YAML that is expected -----------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["hello", "- a", "5"])
+def test_root_that_is_no_mapping(write: Write, text: str) -> None:
+    assert mistakes(write(text))[0].startswith("1: expected keys and values here")
+
+
+def test_key_that_is_no_word(write: Write) -> None:
+    assert mistakes(write("target: {type: null}\n? [a]\n: 1"))[0] == "2: a key must be a plain word"
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "---\n"])
+def test_empty_file(write: Write, text: str) -> None:
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert caught.value.message == f"{path} is empty"
+    assert "conf/" in caught.value.hint
+
+
+def test_tab(write: Write) -> None:
+    assert mistakes(write("target:\n\ttype: null\n")) == [
+        "2: while scanning for the next token, found character '\\t' that cannot start any token",
+        "    \ttype: null",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("depth: 3: 4", 1),
+        ("depth: *x", 1),
+        ("a: [1", 1),
+        ("depth: 1\ntarget: {type: null", 2),
+        ("depth: 1\nlog: 'x", 2),
+    ],
+)
+def test_broken_yaml_names_the_line(write: Write, text: str, line: int) -> None:
+    found = mistakes(write(text))
+    assert int(found[0].split(":")[0]) in (line, line + 1)
+    assert len(found) <= 2
+
+
+def test_two_documents(write: Write) -> None:
+    found = mistakes(write("target: {type: null}\n---\ntarget: {type: null}\n"))
+    assert found[0].startswith("2: ")
+    assert "document" in found[0]
+    assert not found[0].startswith("2: but")
+
+
+def test_control_character_is_named_with_its_line(write: Write) -> None:
+    found = mistakes(write("depth: 3\nlog: a\x01b\n"))
+    assert found[0].startswith("2: ")
+    assert "<unicode string>" not in "".join(found)
+
+
+def test_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert "<unicode string>" not in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "target: " + "{a: " * 3000, "- " * 5000], ids=["lists", "maps", "blocks"])
+def test_nesting_without_end(write: Write, text: str) -> None:
+    with pytest.raises(ConfigError):
+        read_yaml(write(text))
+
+
+def test_alias_to_itself(write: Write) -> None:
+    assert mistakes(write("target: &a {type: *a}"))[0].startswith("1: ")
+
+
+def test_merge_key_is_not_supported(write: Write) -> None:
+    assert any("<<" in line for line in mistakes(write("target: &a {type: null}\n<<: *a\n")))
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "latin1.yaml"
+    path.write_bytes("log: Bücher\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin1\.yaml is not a text in UTF-8: .* byte 6"):
+        read_yaml(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*/no\.yaml: No such file or directory"):
+        read_yaml(tmp_path / "no.yaml")
+
+
+def test_folder_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
+        read_yaml(tmp_path)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError):
+        read_yaml(path)
+
+
+_SCALARS = st.sampled_from(["null", "loop", "5", "1G", "'x'", "[1]", "{a: 1}", "", "~", "yes", "!!int x", "*a", "&a 3"])
+_KEYS = st.sampled_from(["id", "depth", "queues", "log", "recovery", "target", "type", "size", "file", "<<", "x"])
+
+
+@given(
+    st.dictionaries(_KEYS, _SCALARS, max_size=4),
+    st.dictionaries(_KEYS, _SCALARS, max_size=4),
+)
+def test_any_keys_and_values_give_a_configuration_or_a_config_error(
+    tmp_path_factory: pytest.TempPathFactory, device: dict[str, str], target: dict[str, str]
+) -> None:
+    lines = [f"{key}: {value}" for key, value in device.items()]
+    lines += ["target:", *(f"  {key}: {value}" for key, value in target.items())]
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text("\n".join(lines))
+    message = ""
+    try:
+        found = build(Draft(), read_yaml(path)).target.name
+    except ConfigError as e:
+        found, message = "", e.message
+    assert found in ("null", "loop") or message
+
+
+# -- one configuration from two sources ----------------------------------------------------
+
+
+def test_command_line_wins_over_the_file() -> None:
+    said = Draft({"depth": 4}, None, {"size": 1 << 20})
+    file = Draft({"depth": 8, "queues": 2}, "null", {"size": 1 << 30})
+    config = build(said, file)
+    assert (config.device.depth, config.device.queues) == (4, 2)
+    assert isinstance(config.target, NullTarget)
+    assert config.target.size == 1 << 20
+
+
+def test_default_is_used_when_nobody_says_anything() -> None:
+    assert build(Draft(target_type="null")).dump() == {
+        "device": DeviceOptions().dump(),
+        "target": {"type": "null", "size": 250 << 30},
+    }
+
+
+def test_same_target_on_the_command_line_and_in_the_file() -> None:
+    assert build(Draft(target_type="null"), Draft(target_type="null")).target.name == "null"
+
+
+def test_other_target_than_the_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Draft(target_type="null"), Draft(target_type="loop", target={"file": Path("/a")}))
+    assert caught.value.message == "the file is for a loop target, not null"
+    assert caught.value.hint
+
+
+def test_no_target_anywhere() -> None:
+    with pytest.raises(ConfigError, match="no target given") as caught:
+        build(Draft())
+    assert "loop, null" in caught.value.hint
+
+
+def test_required_option_that_nobody_gave() -> None:
+    with pytest.raises(ConfigError, match=r"^file is missing: target loop needs -f or --file") as caught:
+        build(Draft(target_type="loop"))
+    assert caught.value.hint == "ublk help -t loop"
+
+
+# -- state file ----------------------------------------------------------------------------
+
+_SIZE = st.integers(1, 1 << 40).map(lambda n: n * 512)
+_DEVICES = st.builds(
+    lambda **values: DeviceOptions(values),
+    id=st.integers(-1, 2**20 - 1),
+    queues=st.integers(1, 4096),
+    depth=st.integers(1, 4096),
+    max_io_buf_bytes=st.integers(1, 8192).map(lambda n: n * 4096),
+    recovery=st.sampled_from(["none", "queue", "reissue", "fail"]),
+    log=st.none() | st.just(Path("/var/log/x")),
+)
+_NULLS = st.builds(lambda **values: NullTarget(values), size=_SIZE)
+_LOOPS = st.builds(
+    lambda **values: LoopTarget(values),
+    file=st.sampled_from([Path("/a"), Path("/a b/ü")]),
+    offset=_SIZE,
+    size=st.none() | _SIZE,
+    direct=st.none() | st.booleans(),
+    read_only=st.booleans(),
+)
+
+
+@given(st.builds(DeviceConfig, _DEVICES, _NULLS | _LOOPS))
+def test_dump_round_trip(config: DeviceConfig) -> None:
+    again = from_dump(config.dump())
+    assert vars(again.device) == vars(config.device)
+    assert vars(again.target) == vars(config.target)
+    assert again.dump() == config.dump()

@@ -1,0 +1,35 @@
+"""The null target."""
+
+from __future__ import annotations
+
+import pytest
+
+from ublkpy.tgt.null import NullTarget
+from ublkpy.uring.queue import Null
+
+
+def test_default_size_is_ublksrvs() -> None:
+    assert NullTarget().open().size == 250 << 30
+
+
+def test_geometry() -> None:
+    geometry = NullTarget({"size": 1 << 20}).open()
+    assert (geometry.size, geometry.logical_block, geometry.physical_block) == (1 << 20, 512, 4096)
+    assert geometry.write_cache
+    assert not geometry.read_only
+    assert geometry.discard_granularity == 4096
+    assert geometry.max_discard_bytes == geometry.max_write_zeroes_bytes == 2**32 - 512
+
+
+@pytest.mark.parametrize("raw", ["1", "1000", "511", 0])
+def test_size_is_whole_sectors(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"multiple of 512|out of range"):
+        NullTarget.options["size"].parse(raw)
+
+
+def test_map_and_status() -> None:
+    target = NullTarget()
+    target.open()
+    assert target.map() == Null()
+    assert (target.backing(), target.status()) == ("", {})
+    target.close()

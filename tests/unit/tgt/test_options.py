@@ -1,0 +1,297 @@
+"""Options: how values are written, checked and dumped."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ublkpy.tgt.options import Configurable, Offset, Size, format_size, option, parse_size
+
+
+class Disk(Configurable):
+    """One option of each kind."""
+
+    size: Size = option("64M", "-s", help="size", minimum=512, maximum=1 << 40, multiple=512)
+    start: Offset = option(0, help="start")
+    path: Path | None = option(None, help="path")
+    quick: bool = option(False, help="quick", off_flags=("--slow",))
+    sure: bool | None = option(None, help="sure")
+    max_depth: int = option(8, help="depth", minimum=1, maximum=16)
+    low: int = option(0, help="low", minimum=-1)
+    level: Literal["low", "high"] = option("low", help="level")
+    label: str = option(..., "-l", help="label")
+
+
+OPTIONS = Disk.options
+
+
+# -- sizes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "size"),
+    [
+        (0, 0),
+        (4096, 4096),
+        ("4096", 4096),
+        (" 4096 ", 4096),
+        ("4096B", 4096),
+        ("1b", 1),
+        ("8s", 4096),
+        ("8S", 4096),
+        ("64k", 65536),
+        ("64K", 65536),
+        ("64kB", 65536),
+        ("64KiB", 65536),
+        ("64 k", 65536),
+        ("1M", 1 << 20),
+        ("1g", 1 << 30),
+        ("1T", 1 << 40),
+        ("1P", 1 << 50),
+        ("1E", 1 << 60),
+        ("1.5G", 3 << 29),
+        ("0.5k", 512),
+        ("0.5s", 256),
+        ("250G", 268435456000),
+    ],
+)
+def test_size_is_understood(raw: object, size: int) -> None:
+    assert parse_size(raw) == size
+
+
+@pytest.mark.parametrize(
+    "raw",
+    ["", " ", "k", "x", "-1", -1, "1x", "1kk", "1 2", "1,5G", ".5G", "5.", "1e3", "0x10", None, True, 1.5, [1], "1iB"],
+)
+def test_what_is_no_size_is_refused(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a size such as 4096, 64k or 1G"):
+        parse_size(raw)
+
+
+@pytest.mark.parametrize("raw", ["1.5", "1.5B", "0.3k", "0.001s", "0.3E", "1.0000000000000000001E"])
+def test_part_of_a_byte_is_refused(raw: str) -> None:
+    with pytest.raises(ValueError, match=f"{raw!r} is not a whole number of bytes"):
+        parse_size(raw)
+
+
+@given(st.integers(0, 1 << 70))
+def test_size_in_bytes_round_trip(size: int) -> None:
+    assert parse_size(size) == parse_size(str(size)) == parse_size(f"{size}B") == size
+
+
+@given(st.integers(0, 1 << 40), st.sampled_from("sSkKmMgGtTpPeE"), st.sampled_from(["", " "]))
+def test_size_with_a_unit(number: int, unit: str, blank: str) -> None:
+    factor = 512 if unit in "sS" else 1024 ** ("kmgtpe".index(unit.lower()) + 1)
+    assert parse_size(f"{number}{blank}{unit}") == number * factor
+
+
+@given(st.decimals(0, 10**6, places=6, allow_nan=False), st.sampled_from("kMGTPE"))
+def test_decimal_size_is_exact_or_refused(number: object, unit: str) -> None:
+    exact = Fraction(str(number)) * 1024 ** ("kMGTPE".index(unit) + 1)
+    if exact.denominator == 1:
+        assert parse_size(f"{number}{unit}") == exact
+    else:
+        with pytest.raises(ValueError, match="whole number"):
+            parse_size(f"{number}{unit}")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0B"),
+        (1, "1B"),
+        (1023, "1023B"),
+        (1024, "1K"),
+        (1536, "1.5K"),
+        (1 << 20, "1M"),
+        ((1 << 20) + 512, "1.0M"),
+        (250 << 30, "250G"),
+        (1 << 60, "1E"),
+        (1 << 70, "1024E"),
+    ],
+)
+def test_size_for_people(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+@given(st.integers(0, 1023), st.integers(0, 6))
+def test_size_for_people_can_be_read_back(number: int, power: int) -> None:
+    size = number * 1024**power
+    assert parse_size(format_size(size)) == size
+
+
+# -- offsets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "offset"),
+    [(0, 0), (8, 4096), ("8", 4096), (" 8 ", 4096), ("8s", 4096), ("4k", 4096), ("1M", 1 << 20), ("512B", 512)],
+)
+def test_offset_without_a_unit_counts_sectors(raw: object, offset: int) -> None:
+    assert OPTIONS["start"].parse(raw) == offset
+
+
+@pytest.mark.parametrize("raw", ["-1", "x", "", None, True, "1.5"])
+def test_what_is_no_offset_is_refused(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a (size|whole number)"):
+        OPTIONS["start"].parse(raw)
+
+
+@given(st.integers(0, 1 << 60))
+def test_offset_round_trip(offset: int) -> None:
+    start = OPTIONS["start"]
+    assert start.parse(start.kind.dump(offset)) == offset
+
+
+# -- the other kinds -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_bool(value: bool) -> None:
+    assert OPTIONS["quick"].parse(value) is value
+
+
+@pytest.mark.parametrize("raw", ["true", "yes", 1, 0, None, ""])
+def test_what_is_no_bool_is_refused(raw: object) -> None:
+    with pytest.raises(ValueError, match="neither true nor false"):
+        OPTIONS["quick"].parse(raw)
+
+
+@pytest.mark.parametrize(("raw", "value"), [(3, 3), ("3", 3), (" 3 ", 3), ("+3", 3)])
+def test_int(raw: object, value: int) -> None:
+    assert OPTIONS["max_depth"].parse(raw) == value
+
+
+@pytest.mark.parametrize("raw", ["", "x", "3.0", 3.0, True, None, "1k", [3]])
+def test_what_is_no_int_is_refused(raw: object) -> None:
+    with pytest.raises(ValueError, match="is not a whole number"):
+        OPTIONS["max_depth"].parse(raw)
+
+
+def test_choice() -> None:
+    assert OPTIONS["level"].parse("high") == "high"
+    assert OPTIONS["level"].kind.choices == ("low", "high")
+
+
+@pytest.mark.parametrize("raw", ["HIGH", "", "medium", 1, None])
+def test_other_choice_is_refused_and_all_are_named(raw: object) -> None:
+    with pytest.raises(ValueError, match="low, high"):
+        OPTIONS["level"].parse(raw)
+
+
+def test_text_and_path() -> None:
+    assert OPTIONS["label"].parse("a b") == "a b"
+    assert OPTIONS["path"].parse("a/b") == Path("a/b")
+
+
+@pytest.mark.parametrize("name", ["label", "path"])
+@pytest.mark.parametrize("raw", ["", None, 5, True])
+def test_what_is_no_text_is_refused(name: str, raw: object) -> None:
+    with pytest.raises(ValueError, match="is not a text"):
+        OPTIONS[name].parse(raw)
+
+
+def test_a_number_where_a_text_belongs_is_told_to_be_quoted() -> None:
+    with pytest.raises(ValueError, match="5 is not a text; put it in quotes"):
+        OPTIONS["label"].parse(5)
+
+
+# -- ranges --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raw", [1, 16])
+def test_bounds_belong_to_the_range(raw: int) -> None:
+    assert OPTIONS["max_depth"].parse(raw) == raw
+
+
+@pytest.mark.parametrize("raw", [0, 17, -1])
+def test_out_of_range_names_the_range(raw: int) -> None:
+    with pytest.raises(ValueError, match=f"{raw} is out of range: 1 to 16"):
+        OPTIONS["max_depth"].parse(raw)
+
+
+def test_open_range_names_the_minimum() -> None:
+    with pytest.raises(ValueError, match="-2 is out of range: -1 or more"):
+        OPTIONS["low"].parse(-2)
+
+
+def test_range_of_a_size_counts_bytes() -> None:
+    with pytest.raises(ValueError, match="256B is out of range: 512 to"):
+        OPTIONS["size"].parse("256B")
+
+
+def test_multiple() -> None:
+    assert OPTIONS["size"].parse(1024) == 1024
+    with pytest.raises(ValueError, match="1000 is not a multiple of 512"):
+        OPTIONS["size"].parse(1000)
+
+
+# -- declarations --------------------------------------------------------------------------
+
+
+def test_declared_flags() -> None:
+    assert OPTIONS["size"].flags == ("-s",)
+    assert OPTIONS["quick"].off_flags == ("--slow",)
+
+
+def test_long_flags_are_those_of_ublksrv_too() -> None:
+    assert OPTIONS["size"].long_flags == ("--size",)
+    assert OPTIONS["max_depth"].long_flags == ("--max-depth", "--max_depth")
+
+
+def test_only_an_option_without_default_is_required() -> None:
+    assert [name for name, opt in OPTIONS.items() if opt.required] == ["label"]
+
+
+def test_defaults_are_parsed() -> None:
+    disk = Disk({"label": "x"})
+    assert (disk.size, disk.start, disk.path, disk.quick, disk.sure) == (64 << 20, 0, None, False, None)
+    assert (disk.max_depth, disk.level, disk.label) == (8, "low", "x")
+
+
+def test_missing_required_value() -> None:
+    with pytest.raises(ValueError, match="label is missing"):
+        Disk({})
+
+
+def test_options_are_inherited_and_not_given_back() -> None:
+    class Big(Disk):
+        more: int = option(1, help="more")
+
+    assert [*Big.options] == [*Disk.options, "more"]
+    assert "more" not in Disk.options
+    assert Configurable.options == {}
+
+
+def test_dump_leaves_out_what_is_not_set() -> None:
+    assert Disk({"label": "x"}).dump() == {
+        "size": 64 << 20,
+        "start": "0B",
+        "quick": False,
+        "max_depth": 8,
+        "low": 0,
+        "level": "low",
+        "label": "x",
+    }
+
+
+@given(
+    size=st.integers(1, 1 << 31).map(lambda n: n * 512),
+    start=st.integers(0, 1 << 50),
+    path=st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(Path),
+    quick=st.booleans(),
+    sure=st.none() | st.booleans(),
+    max_depth=st.integers(1, 16),
+    low=st.integers(-1),
+    level=st.sampled_from(["low", "high"]),
+    label=st.text(min_size=1),
+)
+def test_dump_round_trip(**values: object) -> None:
+    disk = Disk(values)
+    again = Disk({name: OPTIONS[name].parse(raw) for name, raw in disk.dump().items()})
+    assert vars(again) == vars(disk)
