@@ -35,7 +35,7 @@ def add(config: DeviceConfig) -> int:
         return run_daemon(plan, ready, Server.create)
 
     try:
-        done = start_daemon(body)
+        done = start_daemon(body, new=True)
     except BaseException:
         _sweep(plan.cookie)
         raise
@@ -64,8 +64,11 @@ def add_in_foreground(config: DeviceConfig, on_ready: Callable[[int], None]) -> 
     return server.serve(info)
 
 
-def start_daemon(body: Callable[[spawn.Ready], int]) -> dict[str, int]:
-    """Start a daemon and hear from it: what it serves, or the UblkError that ended it."""
+def start_daemon(body: Callable[[spawn.Ready], int], *, new: bool) -> dict[str, int]:
+    """Start a daemon and hear from it: what it serves, or the UblkError that ended it.
+
+    After Ctrl-C a ``new`` device is taken back; the recovery of one that was there goes on.
+    """
     child = spawn.daemon(body)
     try:
         return child.wait(READY_DEADLINE)
@@ -75,12 +78,13 @@ def start_daemon(body: Callable[[spawn.Ready], int]) -> dict[str, int]:
             f"its log may say why: journalctl -t ublkpy, or {log.LOG_FILE}; out of memory shows in dmesg",
         ) from e
     except TimeoutError as e:
-        child.end()
+        child.end(kill=not new)  # in good order, it would delete its device
         raise UblkError(
             f"the daemon was not ready within {READY_DEADLINE:g} s", "the kernel log (dmesg) may say why"
         ) from e
     except BaseException:
-        child.end()
+        if new:
+            child.end()
         raise
     finally:
         child.close()
@@ -104,7 +108,8 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
         _log.exception("a bug in ublkpy")
         ready.failed(UblkError(f"the daemon failed: {type(e).__name__}: {e}", "its log has the traceback"))
         return 1
-    ready.done({"dev_id": info.dev_id, "queues": info.nr_hw_queues})
+    if not ready.done({"dev_id": info.dev_id, "queues": info.nr_hw_queues}):
+        server.unheard()
     return server.serve(info)
 
 

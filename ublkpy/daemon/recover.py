@@ -53,7 +53,7 @@ def recover(dev_id: int) -> None:
                 f" {format_size(plan.geometry.size)}",
                 "give the backing its old size again, or delete the device",
             )
-        start_daemon(body)
+        start_daemon(body, new=False)
     finally:
         config.target.close()
 

@@ -92,6 +92,7 @@ class Server:
         self._helper: subprocess.Popen[bytes] | None = None
         self._cdev_fd = -1
         self._stopping = False
+        self._created = False
         # Signals and threads that end write a byte here and so wake the main thread.
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
@@ -123,6 +124,7 @@ class Server:
             except BaseException as e:
                 self._abandon(info.dev_id)
                 raise self._cause(e) from e
+        self._created = True
         return info
 
     def take_over(self, info: DevInfo) -> None:
@@ -133,6 +135,12 @@ class Server:
                 control.end_recovery(info.dev_id, self._wake_r.fileno())
             except BaseException as e:
                 raise self._cause(e) from e
+
+    def unheard(self) -> None:
+        """The command that waited for us was killed: nobody knows of a device that is new, so it ends."""
+        log.warning("the command that waited for this device was killed")
+        if self._created:
+            signal.raise_signal(signal.SIGTERM)
 
     def serve(self, info: DevInfo) -> int:
         """Until the driver has taken the device back. Returns the exit status."""

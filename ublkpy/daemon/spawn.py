@@ -30,17 +30,21 @@ class Ready:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def done(self, data: dict[str, Any]) -> None:
-        self._send({"done": data})
+    def done(self, data: dict[str, Any]) -> bool:
+        """False: the command that waited has gone, and nobody knows of what we serve."""
+        return self._send({"done": data})
 
-    def failed(self, error: UblkError) -> None:
-        self._send({"error": error.to_dict()})
+    def failed(self, error: UblkError) -> bool:
+        return self._send({"error": error.to_dict()})
 
-    def _send(self, message: dict[str, Any]) -> None:
-        # A command that was killed meanwhile no longer listens.
-        with contextlib.suppress(BrokenPipeError):
+    def _send(self, message: dict[str, Any]) -> bool:
+        try:
             os.write(self._fd, json.dumps(message).encode() + b"\n")
-        os.close(self._fd)
+        except BrokenPipeError:
+            return False
+        finally:
+            os.close(self._fd)
+        return True
 
 
 class Child:
@@ -51,18 +55,19 @@ class Child:
         self._buffer = b""
         self.pid = 0
 
+    def meet(self) -> None:
+        """Learn the daemon's process id, the first thing that it sends."""
+        with contextlib.suppress(EOFError, TimeoutError):  # then wait() tells
+            self.pid = self._receive(time.monotonic() + _ORDERLY_END)["pid"]
+
     def wait(self, timeout: float) -> dict[str, Any]:
         """What the daemon sent with ``done``. Raises what it sent with ``failed``, EOFError when it died
         without a word, TimeoutError."""
-        deadline = time.monotonic() + timeout
-        while True:
-            message = self._receive(deadline)
-            if "error" in message:
-                raise from_dict(message["error"])
-            if "done" in message:
-                done: dict[str, Any] = message["done"]
-                return done
-            self.pid = message["pid"]
+        message = self._receive(time.monotonic() + timeout)
+        if "error" in message:
+            raise from_dict(message["error"])
+        done: dict[str, Any] = message["done"]
+        return done
 
     def _receive(self, deadline: float) -> dict[str, Any]:
         while b"\n" not in self._buffer:
@@ -77,15 +82,16 @@ class Child:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def end(self) -> None:
-        """End the daemon: in good order if it can, at once if not. Ctrl-C does not interrupt that."""
+    def end(self, *, kill: bool = False) -> None:
+        """End the daemon: in good order if it can and not ``kill``, else at once. Ctrl-C does not interrupt that."""
         if not self.pid:
             return
         on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
-            if not wait_end(self.pid, _ORDERLY_END):
+            if not kill:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGTERM)
+            if kill or not wait_end(self.pid, _ORDERLY_END):
                 wait_end(self.pid, _ORDERLY_END, kill=True)
         finally:
             signal.signal(signal.SIGINT, on_interrupt)
@@ -98,9 +104,10 @@ def daemon(body: Callable[[Ready], int]) -> Child:
     """Run ``body`` in a process detached from this one; its return value is the exit status.
 
     Forks twice, so that the process belongs to init from the start and leaves no zombie to a caller that
-    lives on.
+    lives on. Signals wait until its process id is known: no Ctrl-C may leave a daemon that nobody can end.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    child = Child(read_end)
 
     def detached() -> int:
         os.close(read_end)
@@ -110,12 +117,22 @@ def daemon(body: Callable[[Ready], int]) -> Child:
         os.write(write_end, json.dumps({"pid": os.getpid()}).encode() + b"\n")
         return body(Ready(write_end))
 
-    middle = _fork()
-    if middle == 0:
-        _run(detached)
-    os.close(write_end)
-    os.waitpid(middle, 0)
-    return Child(read_end)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        try:
+            middle = _fork()
+            if middle == 0:
+                _run(detached, mask)
+            os.close(write_end)
+            os.waitpid(middle, 0)
+            child.meet()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises what was held back
+    except BaseException:
+        child.end()
+        child.close()
+        raise
+    return child
 
 
 def isolated(what: str, action: Callable[[], object], timeout: float) -> None:
@@ -154,13 +171,14 @@ def _fork() -> int:
     return os.fork()
 
 
-def _run(body: Callable[[], int]) -> NoReturn:
+def _run(body: Callable[[], int], mask: set[int | signal.Signals]) -> NoReturn:
     """The rest of a child's life; never returns into the code of the parent."""
     status = 1
     try:
         # Ctrl-C is for the command in the foreground; SIGTERM has no meaning of ours yet.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         status = body()
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)

@@ -22,7 +22,7 @@ def test_daemon_that_serves() -> None:
         ready.done({"dev_id": 7, "queues": 1})
         return 0
 
-    assert add.start_daemon(body) == {"dev_id": 7, "queues": 1}
+    assert add.start_daemon(body, new=True) == {"dev_id": 7, "queues": 1}
 
 
 def test_daemon_that_says_why_not(open_fds: OpenFds) -> None:
@@ -32,7 +32,7 @@ def test_daemon_that_says_why_not(open_fds: OpenFds) -> None:
 
     before = open_fds()
     with pytest.raises(BusyError, match="device id 7 is in use"):
-        add.start_daemon(body)
+        add.start_daemon(body, new=True)
     assert open_fds() == before
 
 
@@ -42,7 +42,7 @@ def test_daemon_that_dies_in_silence() -> None:
         return 0
 
     with pytest.raises(UblkError, match="the daemon died while it set the device up") as caught:
-        add.start_daemon(body)
+        add.start_daemon(body, new=True)
     assert "log" in caught.value.hint
 
 
@@ -54,7 +54,7 @@ def test_daemon_that_never_gets_ready_is_ended(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(add, "READY_DEADLINE", 0.3)
     with pytest.raises(UblkError, match=r"the daemon was not ready within 0\.3 s"):
-        add.start_daemon(body)
+        add.start_daemon(body, new=True)
     assert spawn.wait_end(int((tmp_path / "pid").read_text()), 0)
 
 
