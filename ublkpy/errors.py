@@ -122,11 +122,6 @@ _COMMAND_ERRORS: dict[tuple[str, int], tuple[type[UblkError], str, str]] = {
         "device {id} is still held by its old daemon, or is not waiting for a new one",
         "see its state with: ublk list -n {id}",
     ),
-    ("START_USER_RECOVERY", errno.EINVAL): (
-        UblkError,
-        "device {id} was added without recovery",
-        "add it with -r 1 to be able to recover it; now only: ublk del -n {id}",
-    ),
 }
 
 

@@ -71,7 +71,6 @@ def test_known_command_error_has_a_cure_and_names_the_device(command: str, err: 
     [
         ("ADD_DEV", errno.EEXIST, BusyError, "device id 5 is in use"),
         ("ADD_DEV", errno.EACCES, DriverError, "the driver allows no more devices"),
-        ("START_USER_RECOVERY", errno.EINVAL, UblkError, "device 5 was added without recovery"),
         ("GET_DEV_INFO", errno.ENODEV, NoDeviceError, "there is no ublk device 5"),
         ("STOP_DEV", errno.ENODEV, NoDeviceError, "there is no ublk device 5"),
         ("DEL_DEV", errno.EPERM, DriverError, "no permission for DEL_DEV on device 5"),

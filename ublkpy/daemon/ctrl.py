@@ -100,8 +100,12 @@ class Control:
         self._call("START_DEV", dev_id, data=os.getpid(), timeout=START_DEADLINE, abort_fd=abort_fd)
 
     def start_recovery(self, dev_id: int) -> None:
-        """START_USER_RECOVERY: the old daemon is gone, a new one may open the device."""
-        self._call("START_USER_RECOVERY", dev_id)
+        """START_USER_RECOVERY: the old daemon is gone, a new one may open the device.
+
+        Only for devices with UBLK_F_USER_RECOVERY. On those, EINVAL is how Linux 6.12 says that the command was
+        sent before, for a daemon that died before its FETCHes.
+        """
+        self._call("START_USER_RECOVERY", dev_id, accept=errno.EINVAL)
 
     def end_recovery(self, dev_id: int, abort_fd: int) -> None:
         """END_USER_RECOVERY: waits for all FETCHes of the new daemon, then requests flow again."""
@@ -128,6 +132,7 @@ class Control:
         data: int = 0,
         timeout: float = QUICK,
         abort_fd: int = -1,
+        accept: int = 0,
     ) -> None:
         cmd = ffi.new("struct ublksrv_ctrl_cmd *")
         cmd.dev_id = dev_id
@@ -149,6 +154,8 @@ class Control:
         except InterruptedError as e:
             raise InterruptedByUser(f"{command} of device {dev_id} was interrupted") from e
         except OSError as e:
+            if e.errno == accept:
+                return
             raise command_error(command, e.errno or errno.EIO, dev_id) from e
 
 

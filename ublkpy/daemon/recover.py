@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from ublkpy.config import from_dump
 from ublkpy.daemon import inspect, spawn, state
@@ -16,6 +18,8 @@ from ublkpy.tgt.options import format_size
 from ublkpy.uring.uapi import DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Linux 6.12 may notice the death of a loaded daemon only by its 30 s request timeout.
 _QUIESCE_DEADLINE = 60.0
@@ -35,9 +39,7 @@ def recover(dev_id: int) -> None:
         config = from_dump(known.config)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
-    # First, because the old daemon's backing is released together with its device.
-    _start_recovery(dev_id)
-    plan = Plan(config, config.target.open(), known.cookie)
+    plan = Plan(config, _when_released(config.target.open), known.cookie)
 
     def begin(server: Server) -> DevInfo:
         server.take_over(device.info)
@@ -53,6 +55,7 @@ def recover(dev_id: int) -> None:
                 f" {format_size(plan.geometry.size)}",
                 "give the backing its old size again, or delete the device",
             )
+        _when_released(lambda: _start_recovery(dev_id))
         start_daemon(body, new=False)
     finally:
         config.target.close()
@@ -98,13 +101,17 @@ def _wait_quiesced(dev_id: int) -> None:
 
 
 def _start_recovery(dev_id: int) -> None:
-    """START_USER_RECOVERY, as soon as the last reference of the old daemon is gone."""
-    deadline = time.monotonic() + _RELEASE_DEADLINE
     with Control() as control:
-        while True:
-            try:
-                return control.start_recovery(dev_id)
-            except BusyError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.05)
+        control.start_recovery(dev_id)
+
+
+def _when_released(action: Callable[[], T]) -> T:
+    """Do what fails with BusyError as long as the old daemon's rings hold on: some time after its end."""
+    deadline = time.monotonic() + _RELEASE_DEADLINE
+    while True:
+        try:
+            return action()
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)

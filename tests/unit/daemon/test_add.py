@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,16 +47,52 @@ def test_daemon_that_dies_in_silence() -> None:
     assert "log" in caught.value.hint
 
 
-def test_daemon_that_never_gets_ready_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def slow(folder: Path) -> Callable[[spawn.Ready], int]:
+    """A daemon that does not get ready, and notes in which way it is ended."""
+
     def body(ready: spawn.Ready) -> int:
-        (tmp_path / "pid").write_text(str(os.getpid()))
+        def on_term(number: int, frame: object) -> None:
+            (folder / "asked").touch()
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, on_term)
+        (folder / "new").write_text(str(os.getpid()))
+        (folder / "new").rename(folder / "pid")
         while True:
             signal.pause()
 
-    monkeypatch.setattr(add, "READY_DEADLINE", 0.3)
-    with pytest.raises(UblkError, match=r"the daemon was not ready within 0\.3 s"):
-        add.start_daemon(body, new=True)
+    return body
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_daemon_that_never_gets_ready_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
+    """In good order, which deletes the device, only if that is new."""
+    monkeypatch.setattr(add, "READY_DEADLINE", 0.5)
+    with pytest.raises(UblkError, match=r"the daemon was not ready within 0\.5 s"):
+        add.start_daemon(slow(tmp_path), new=new)
     assert spawn.wait_end(int((tmp_path / "pid").read_text()), 0)
+    assert (tmp_path / "asked").exists() is new
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_ctrl_c_takes_a_new_device_back_and_lets_a_recovery_go_on(tmp_path: Path, new: bool) -> None:
+    def press(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, press)
+    finger = subprocess.Popen(
+        ["sh", "-c", f"until [ -e {tmp_path}/pid ]; do sleep 0.05; done; kill -USR1 {os.getpid()}"]
+    )
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            add.start_daemon(slow(tmp_path), new=new)
+    finally:
+        finger.wait(10)
+        signal.signal(signal.SIGUSR1, before)
+    pid = int((tmp_path / "pid").read_text())
+    assert spawn.wait_end(pid, 0) is new
+    assert (tmp_path / "asked").exists() is new
+    spawn.wait_end(pid, 5, kill=True)
 
 
 @pytest.mark.skipif(CONTROL.exists(), reason=f"{CONTROL} exists: nothing to be said about its absence")

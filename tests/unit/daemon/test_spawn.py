@@ -247,22 +247,43 @@ def test_daemon_ignores_ctrl_c_and_ends_with_sigterm() -> None:
     child.close()
 
 
-def test_daemon_outlives_a_command_that_does_not_wait(tmp_path: Path) -> None:
-    go = tmp_path / "go"
+def test_daemon_outlives_a_command_that_does_not_wait_and_knows_of_it(tmp_path: Path) -> None:
+    go, heard = tmp_path / "go", tmp_path / "heard"
 
     def body(ready: Ready) -> int:
         until(go.exists)
-        ready.done({})  # nobody listens
-        (tmp_path / "still here").touch()
+        heard.with_suffix(".new").write_text(str(ready.done({})))
+        heard.with_suffix(".new").rename(heard)
         return 0
 
     child = spawn.daemon(body)
-    while not child.pid:
-        with pytest.raises(TimeoutError):
-            child.wait(0.05)
+    assert child.pid
     child.close()
     go.touch()
-    until((tmp_path / "still here").exists)
+    until(heard.exists)
+    assert heard.read_text() == "False"
+
+
+def test_daemon_that_is_heard_knows_of_it(tmp_path: Path) -> None:
+    def body(ready: Ready) -> int:
+        return 0 if ready.done({}) else 1
+
+    child = spawn.daemon(body)
+    assert child.wait(5) == {}
+    child.close()
+
+
+def test_end_at_once_gives_no_time_for_good_order(tmp_path: Path) -> None:
+    def body(ready: Ready) -> int:
+        signal.signal(signal.SIGTERM, lambda number, frame: (tmp_path / "asked").touch())
+        return serve(ready)
+
+    child = spawn.daemon(body)
+    child.wait(5)
+    child.end(kill=True)
+    child.close()
+    assert process_start_time(child.pid) is None
+    assert not (tmp_path / "asked").exists()
 
 
 def test_daemons_leave_no_file_and_no_zombie(open_fds: OpenFds) -> None:

@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ublkpy.errors import BusyError, ConfigError, UblkError
+from ublkpy.tgt import backing
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.options import format_size
@@ -26,6 +28,12 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and block devices
 
 OpenFds = Callable[[], set[str]]
 Make = Callable[[Path, int], Path]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for those who hold a file: here they hold it until they are told."""
+    monkeypatch.setattr(backing, "_RELEASE", 0.0)
 
 
 @pytest.fixture
@@ -275,6 +283,7 @@ def test_read_only_file_has_neither(disk: Path) -> None:
 # -- sharing -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("first", "second"), [(False, False), (False, True), (True, False)])
 def test_file_in_use(disk: Path, first: bool, second: bool) -> None:
     with served(file=disk, read_only=first):
@@ -286,6 +295,7 @@ def test_file_in_use(disk: Path, first: bool, second: bool) -> None:
         pass
 
 
+@pytest.mark.usefixtures("impatient")
 def test_file_in_use_by_another_name(disk: Path) -> None:
     link = disk.with_name("link.img")
     link.hardlink_to(disk)
@@ -298,6 +308,7 @@ def test_read_only_devices_share_a_file(disk: Path) -> None:
         assert geometry.read_only
 
 
+@pytest.mark.usefixtures("impatient")
 def test_lock_outlives_the_fork_of_the_daemon(disk: Path) -> None:
     """The command closes its copy of the file; the daemon's keeps the lock."""
     holder = LoopTarget({"file": disk})
@@ -315,6 +326,23 @@ def test_lock_outlives_the_fork_of_the_daemon(disk: Path) -> None:
     os.waitpid(daemon, 0)
     with served(file=disk):
         pass
+
+
+def test_file_that_is_let_go_soon_is_waited_for(disk: Path) -> None:
+    """The files of a daemon that was killed are released a moment after its end."""
+    read_end, write_end = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with served(file=disk):
+            os.write(write_end, b"x")
+            time.sleep(0.2)
+        os._exit(0)
+    os.read(read_end, 1)
+    with served(file=disk) as (_, geometry):
+        assert geometry.size == MIB
+    os.waitpid(holder, 0)
+    os.close(read_end)
+    os.close(write_end)
 
 
 def test_many_failures_leave_no_file_open(disk: Path, open_fds: OpenFds) -> None:
@@ -456,6 +484,7 @@ def mounted(block_device: Path, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_mounted_block_device_is_in_use(block_device: Path, mounted: Path) -> None:
     error = refused(file=block_device)
     assert isinstance(error, BusyError)
