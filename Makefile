@@ -42,5 +42,5 @@ vm: ## QEMU and the kernels
 	@scripts/setup vm
 
 clean: ## remove what the others made here (the kernels stay in ~/.cache/ublkpy)
-	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find ublkpy tests -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} +

@@ -231,7 +231,14 @@ def add(
     wanted = config.build(said, ctx.meta.get(_FILE))
     if foreground:
         return add_in_foreground(wanted, lambda dev_id: _show_added(dev_id, as_json))
-    _show_added(add_device(wanted), as_json)
+
+    def show(dev_id: int) -> None:
+        # Too late for Ctrl-C: who has read the node has the device.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        _show_added(dev_id, as_json)
+
+    add_device(wanted, show)
     return ExitCode.OK
 
 

@@ -60,16 +60,20 @@ def ublk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> list[DeviceConfig]:
+def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[DeviceConfig]]:
     """The devices that were added, as far as ``ublk add`` is concerned: each gets id 7."""
     configs: list[DeviceConfig] = []
 
-    def add(config: DeviceConfig) -> int:
+    def add(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
         configs.append(config)
+        on_ready(7)
         return 7
 
     monkeypatch.setattr("ublkpy.daemon.add.add", add)
-    return configs
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield configs
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -23,10 +23,11 @@ _NODE_DEADLINE = 30.0
 _COOKIE_MARK = 0x75626C6B << 32
 
 
-def add(config: DeviceConfig) -> int:
+def add(config: DeviceConfig, on_ready: Callable[[int], None] = lambda dev_id: None) -> int:
     """Serve a device from a daemon of its own; returns its id once its node can be opened.
 
-    Raises UblkError, also for what the daemon found wrong, and KeyboardInterrupt; then nothing is left.
+    ``on_ready`` is called with the id just before. Raises UblkError, also for what the daemon found wrong,
+    KeyboardInterrupt, and what ``on_ready`` raises; then nothing is left.
     """
     ctrl.require_driver()
     plan = _plan(config)
@@ -36,13 +37,14 @@ def add(config: DeviceConfig) -> int:
 
     try:
         done = start_daemon(body, new=True)
+        dev_id: int = done["dev_id"]
+        _tell_clamped(plan, done["queues"])
+        on_ready(dev_id)
     except BaseException:
         _sweep(plan.cookie)
         raise
     finally:
         config.target.close()
-    _tell_clamped(plan, done["queues"])
-    dev_id: int = done["dev_id"]
     return dev_id
 
 

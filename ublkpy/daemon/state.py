@@ -58,9 +58,9 @@ def write(state: DeviceState) -> None:
     """Replace the device's file; a crash leaves the old or the new one, never a part."""
     RUN_DIR.mkdir(mode=0o755, exist_ok=True)
     path = _path(state.dev_id)
-    new = path.with_suffix(f".{os.getpid()}.new")
+    new = _unfinished(state.dev_id)
     try:
-        new.unlink(missing_ok=True)  # of a process that was killed and had our pid
+        new.unlink(missing_ok=True)  # of a daemon that was killed meanwhile
         with os.fdopen(os.open(new, _NEW_FILE, 0o600), "w") as f:
             json.dump({"version": VERSION, **asdict(state)}, f, indent=1)
             f.flush()
@@ -106,6 +106,7 @@ def remove(dev_id: int, cookie: int | None = None) -> None:
             if state and state.cookie != cookie:
                 return
     _path(dev_id).unlink(missing_ok=True)
+    _unfinished(dev_id).unlink(missing_ok=True)
 
 
 def process_start_time(pid: int) -> int | None:
@@ -116,6 +117,10 @@ def process_start_time(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _unfinished(dev_id: int) -> Path:
+    return RUN_DIR / f"{dev_id}.json.new"
 
 
 def _path(dev_id: int) -> Path:

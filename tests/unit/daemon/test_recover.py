@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ublkpy.daemon import recover
 from ublkpy.daemon.inspect import DeviceStatus
 from ublkpy.daemon.recover import _recoverable
 from ublkpy.daemon.state import DeviceState, process_start_time
@@ -48,3 +49,24 @@ def test_damaged_state_file_is_the_reason_that_is_told(run_dir: Path) -> None:
     (run_dir / "3.json").write_text("{")
     with pytest.raises(UblkError, match="is damaged"):
         _recoverable(replace(DEAD, known=None))
+
+
+def test_what_the_old_daemon_still_holds_is_waited_for() -> None:
+    tries = iter([BusyError("in use"), BusyError("in use"), None])
+
+    def action() -> str:
+        error = next(tries)
+        if error:
+            raise error
+        return "free"
+
+    assert recover._when_released(action) == "free"
+
+
+def test_what_is_never_let_go_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def action() -> str:
+        raise BusyError("in use")
+
+    monkeypatch.setattr(recover, "_RELEASE_DEADLINE", 0.1)
+    with pytest.raises(BusyError, match="in use"):
+        recover._when_released(action)
