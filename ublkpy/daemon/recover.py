@@ -39,7 +39,7 @@ def recover(dev_id: int) -> None:
         config = from_dump(known.config)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
-    plan = Plan(config, _when_released(config.target.open), known.cookie)
+    plan = Plan(config, _when_released(dev_id, config.target.open), known.cookie)
 
     def begin(server: Server) -> DevInfo:
         server.take_over(device.info)
@@ -55,7 +55,7 @@ def recover(dev_id: int) -> None:
                 f" {format_size(plan.geometry.size)}",
                 "give the backing its old size again, or delete the device",
             )
-        _when_released(lambda: _start_recovery(dev_id))
+        _when_released(dev_id, lambda: _start_recovery(dev_id))
         start_daemon(body, new=False)
     finally:
         config.target.close()
@@ -105,8 +105,11 @@ def _start_recovery(dev_id: int) -> None:
         control.start_recovery(dev_id)
 
 
-def _when_released(action: Callable[[], T]) -> T:
-    """Do what fails with BusyError as long as the old daemon's rings hold on: some time after its end."""
+def _when_released(dev_id: int, action: Callable[[], T]) -> T:
+    """Do what fails with BusyError as long as the old daemon's rings hold on: some time after its end.
+
+    Unless another recovery was faster: then at once the BusyError that says so.
+    """
     deadline = time.monotonic() + _RELEASE_DEADLINE
     while True:
         try:
@@ -114,4 +117,5 @@ def _when_released(action: Callable[[], T]) -> T:
         except BusyError:
             if time.monotonic() > deadline:
                 raise
+        _recoverable(inspect.status(dev_id))
         time.sleep(0.05)

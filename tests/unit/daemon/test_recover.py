@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import recover
+from ublkpy.daemon import inspect, recover
 from ublkpy.daemon.inspect import DeviceStatus
 from ublkpy.daemon.recover import _recoverable
 from ublkpy.daemon.state import DeviceState, process_start_time
@@ -51,7 +51,8 @@ def test_damaged_state_file_is_the_reason_that_is_told(run_dir: Path) -> None:
         _recoverable(replace(DEAD, known=None))
 
 
-def test_what_the_old_daemon_still_holds_is_waited_for() -> None:
+def test_what_the_old_daemon_still_holds_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect, "status", lambda dev_id: DEAD)
     tries = iter([BusyError("in use"), BusyError("in use"), None])
 
     def action() -> str:
@@ -60,13 +61,25 @@ def test_what_the_old_daemon_still_holds_is_waited_for() -> None:
             raise error
         return "free"
 
-    assert recover._when_released(action) == "free"
+    assert recover._when_released(3, action) == "free"
 
 
 def test_what_is_never_let_go_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def action() -> str:
         raise BusyError("in use")
 
+    monkeypatch.setattr(inspect, "status", lambda dev_id: DEAD)
     monkeypatch.setattr(recover, "_RELEASE_DEADLINE", 0.1)
     with pytest.raises(BusyError, match="in use"):
-        recover._when_released(action)
+        recover._when_released(3, action)
+
+
+def test_a_faster_recovery_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def action() -> str:
+        raise BusyError("in use")
+
+    pid = os.getpid()
+    live = replace(DEAD, known=replace(KNOWN, pid=pid, start_time=process_start_time(pid) or 0))
+    monkeypatch.setattr(inspect, "status", lambda dev_id: live)
+    with pytest.raises(BusyError, match="needs no recovery"):
+        recover._when_released(3, action)
