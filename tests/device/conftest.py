@@ -1,0 +1,83 @@
+"""A driver is needed here, and nothing may be left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ublkpy.daemon.ctrl import CONTROL
+
+from . import kernel, traces
+from .devices import Devices
+
+_TIMEOUT = 60
+_SETTLE = 15.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test may hang: a request that nobody answers cannot be killed."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_TIMEOUT))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def driver() -> Iterator[None]:
+    """The ublk driver; where a kernel was asked for, its absence is a failure."""
+    problem = ""
+    if not CONTROL.exists():
+        problem = f"no {CONTROL}: run these tests with python3 -m tests.vm --pytest tests/device"
+    elif os.geteuid() != 0:
+        problem = "the ublk driver is open to root only"
+    if problem and os.environ.get("UBLKPY_KERNEL"):
+        pytest.fail(problem)
+    elif problem:
+        pytest.skip(problem)
+    before = traces.present()
+    yield
+    _expect_nothing_left(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(driver: None) -> Iterator[None]:
+    """No device, node, state file or process that was not there before, and a kernel that did not complain."""
+    log = kernel.Log()
+    before = traces.present()
+    yield
+    complaints = kernel.complaints(log.lines())
+    log.close()
+    _expect_nothing_left(before)
+    assert not complaints, "the kernel complained:\n" + "\n".join(complaints)
+
+
+def _expect_nothing_left(before: set[str]) -> None:
+    """A daemon may take a moment to end after its device is gone."""
+    deadline = time.monotonic() + _SETTLE
+    while left := traces.left_since(before):
+        if time.monotonic() > deadline:
+            described = [traces.describe(what) for what in sorted(left)]
+            traces.clear(left)
+            pytest.fail("left behind: " + "; ".join(described))
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder in memory whose files take O_DIRECT."""
+    folder = Path(tempfile.mkdtemp(prefix="ublkpy-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def devices(scratch: Path) -> Iterator[Devices]:
+    """Adds devices, and removes them before their files go."""
+    added = Devices()
+    yield added
+    added.close()

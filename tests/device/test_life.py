@@ -1,0 +1,377 @@
+"""From add to del, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from ublkpy.daemon import inspect, state
+from ublkpy.daemon.ctrl import AUTO_ID, Control
+from ublkpy.daemon.delete import delete
+from ublkpy.daemon.spawn import wait_end
+from ublkpy.errors import BusyError, ExitCode, UblkError
+from ublkpy.uring.uapi import DevInfo, Feature, State
+
+from . import disk, load, program
+from .devices import MIB, Device, Devices, held_open, until
+
+LOAD = ("--rw=randwrite", "--bs=4k", "--iodepth=16", "--time_based", "--runtime=50")
+
+
+@pytest.fixture
+def foreign(devices: Devices) -> Device:
+    """A device that another server has added and not started yet."""
+    return devices.adopt(_add_foreign(AUTO_ID))
+
+
+def _add_foreign(dev_id: int) -> int:
+    wanted = DevInfo(dev_id, nr_hw_queues=1, queue_depth=8, max_io_buf_bytes=64 << 10, flags=Feature(0))
+    with Control() as control:
+        return control.add(wanted).dev_id
+
+
+# -- adding ----------------------------------------------------------------------------------
+
+
+def test_the_installed_program_adds_lists_and_deletes(devices: Devices) -> None:
+    added = program.program("add", "-t", "null", "-n", "5")
+    device = devices.adopt(5)
+    assert (added.status, added.out, added.err) == (0, "/dev/ublkb5\n", "")
+    with held_open(device.node):
+        assert device.state is State.LIVE
+    assert "/dev/ublkb5" in program.program("list").out
+    deleted = program.program("del", "-n", "5")
+    assert (deleted.status, deleted.out, deleted.err) == (0, "", "")
+    assert not device.exists()
+
+
+def test_the_lowest_free_id(devices: Devices) -> None:
+    first, second = devices.null(), devices.null()
+    assert (first.id, second.id) == (0, 1)
+    devices.remove(first)
+    assert devices.null().id == 0
+
+
+def test_a_chosen_id(devices: Devices) -> None:
+    device = devices.null(id=300)
+    assert device.id == 300
+    assert device.node.is_block_device()
+
+
+def test_an_id_in_use_harms_nobody(devices: Devices, scratch: Path) -> None:
+    device = devices.loop(disk.image(scratch / "image", MIB, b"kept" * 128))
+    before = device.status()
+    with pytest.raises(BusyError, match=f"id {device.id} is in use"):
+        devices.null(id=device.id)
+    assert device.status() == before
+    assert disk.read(device.node, 0, 512) == b"kept" * 128
+
+
+def test_a_file_in_use_harms_nobody(devices: Devices, scratch: Path) -> None:
+    file = disk.image(scratch / "image", MIB)
+    device = devices.loop(file)
+    with pytest.raises(BusyError, match="in use by another device"):
+        devices.loop(file)
+    assert inspect.device_ids() == [device.id]
+
+
+def test_read_only_devices_share_a_file(devices: Devices, scratch: Path) -> None:
+    file = disk.image(scratch / "image", MIB, disk.pattern(MIB))
+    for device in (devices.loop(file, read_only=True), devices.loop(file, read_only=True)):
+        assert disk.read(device.node, 0, MIB) == file.read_bytes()
+
+
+@pytest.mark.logs
+def test_more_queues_than_cpus(devices: Devices, caplog: pytest.LogCaptureFixture) -> None:
+    device = devices.null(queues=64)
+    cpus = os.cpu_count() or 1
+    assert device.status().info.nr_hw_queues == cpus
+    assert f"{cpus} of 64 queues" in caplog.text
+    assert len(list((device.sysfs / "mq").iterdir())) == cpus
+
+
+# -- listing ---------------------------------------------------------------------------------
+
+
+def test_list_without_devices() -> None:
+    done = program.ublk("list")
+    assert (done.status, done.out) == (0, "")
+    assert "no ublk devices" in done.err
+
+
+def test_list_columns(devices: Devices, scratch: Path) -> None:
+    file = disk.image(scratch / "image", MIB)
+    loop, null = devices.loop(file, queues=2), devices.null(depth=64)
+    lines = program.ublk("list").out.splitlines()
+    assert lines[0].split() == ["ID", "NODE", "TARGET", "SIZE", "STATE", "QUEUES", "MODE", "PID", "BACKING"]
+    assert lines[1].split() == ["0", "/dev/ublkb0", "loop", "1M", "LIVE", "2x128", "copy", str(loop.pid), str(file)]
+    assert lines[2].split() == ["1", "/dev/ublkb1", "null", "64M", "LIVE", "1x64", "copy", str(null.pid), "-"]
+    assert len(lines) == 3
+
+
+def test_list_details_are_laid_out_as_in_ublksrv(devices: Devices, scratch: Path) -> None:
+    file = disk.image(scratch / "image", 2 * MIB)
+    device = devices.loop(file, queues=2, depth=32, max_io_buf_bytes=64 << 10, offset=1 * MIB)
+    char = os.stat(f"/dev/ublkc{device.id}").st_rdev  # noqa: PTH116
+    block = device.node.stat().st_rdev
+    expected = [
+        r"dev id 0: nr_hw_queues 2 queue_depth 32 block size 512 dev_capacity 2048",
+        rf"\tmax rq size 65536 daemon pid {device.pid} state LIVE",
+        r"\tflags 0x[0-9a-f]+ \[ URING_CMD_COMP_IN_TASK CMD_IOCTL_ENCODE( [A-Z_]+)* \]",
+        rf"\tublkc: {os.major(char)}:{os.minor(char)} ublkb: {os.major(block)}:{os.minor(block)} owner: 0:0",
+        r"\tqueue 0: tid \d+ affinity\((\d+ )+\)",
+        r"\tqueue 1: tid \d+ affinity\((\d+ )+\)",
+        rf'\ttarget \{{"backing_file":"{re.escape(str(file))}","dev_size":1048576,"direct_io":1,"name":"loop",'
+        r'"offset":2048,"type":0\}',
+    ]
+    lines = program.ublk("list", "-n", str(device.id)).out.splitlines()
+    assert len(lines) == len(expected)
+    for line, regex in zip(lines, expected, strict=True):
+        assert re.fullmatch(regex, line), f"{line!r} is not {regex}"
+
+
+def test_queue_threads_are_tasks_of_the_daemon(devices: Devices) -> None:
+    device = devices.null(queues=2)
+    known = device.status().known
+    assert known
+    tids = {queue.tid for queue in known.queues}
+    assert len(tids) == 2
+    for tid in tids:
+        assert Path(f"/proc/{device.pid}/task/{tid}").exists()
+
+
+def test_affinity_is_what_the_threads_have_now(devices: Devices) -> None:
+    device = devices.null()
+    known = device.status().known
+    assert known
+    os.sched_setaffinity(known.queues[0].tid, {1})
+    assert "affinity(1 )" in program.ublk("list", "-n", str(device.id)).out
+
+
+def test_list_as_json(devices: Devices, scratch: Path) -> None:
+    file = disk.image(scratch / "image", MIB)
+    device = devices.loop(file)
+    (listed,) = json.loads(program.ublk("list", "--json").out)["devices"]
+    assert listed["id"] == device.id
+    assert listed["node"] == str(device.node)
+    assert listed["pid"] == device.pid
+    assert listed["state"] == "LIVE"
+    assert listed["size"] == MIB
+    assert listed["backing"] == str(file)
+    assert json.loads(program.ublk("list", "-n", "0", "--json").out)["device"] == listed
+
+
+def test_list_of_a_missing_device() -> None:
+    done = program.ublk("list", "-n", "7")
+    assert (done.status, done.out) == (ExitCode.NO_DEVICE, "")
+    assert "no ublk device 7" in done.err
+
+
+# -- the devices of others -------------------------------------------------------------------
+
+
+def test_a_foreign_device_is_listed(foreign: Device) -> None:
+    assert "foreign" in program.ublk("list").out.splitlines()[1].split()
+    (listed,) = json.loads(program.ublk("list", "--json").out)["devices"]
+    assert (listed["server"], listed["target"], listed["pid"]) == ("foreign", None, None)
+    dump = program.ublk("list", "-n", str(foreign.id))
+    assert dump.status == 0
+    assert "daemon pid -1 state DEAD" in dump.out
+
+
+def test_a_foreign_device_is_deleted(foreign: Device) -> None:
+    assert program.ublk("del", "-n", str(foreign.id)).status == 0
+    assert not foreign.exists()
+
+
+def test_a_state_file_of_an_earlier_device_is_not_believed(devices: Devices, scratch: Path) -> None:
+    earlier = devices.null(id=9)
+    file = state.RUN_DIR / "9.json"
+    shutil.copy(file, scratch)
+    devices.remove(earlier)
+    foreign = devices.adopt(_add_foreign(9))
+    shutil.copy(scratch / "9.json", file)
+    assert foreign.status().known is None
+    devices.remove(foreign)
+    assert not file.exists()
+
+
+# -- deleting --------------------------------------------------------------------------------
+
+
+def test_del_of_a_missing_device() -> None:
+    done = program.ublk("del", "-n", "7")
+    assert (done.status, done.out) == (ExitCode.NO_DEVICE, "")
+    assert "no ublk device 7" in done.err
+
+
+def test_del_of_several_goes_on_after_a_missing_one(devices: Devices) -> None:
+    for _ in range(3):
+        devices.null()
+    done = program.ublk("del", "-n", "0", "-n", "7", "2")
+    assert done.status == ExitCode.NO_DEVICE
+    assert inspect.device_ids() == [1]
+
+
+def test_del_all(devices: Devices, foreign: Device) -> None:
+    devices.null()
+    devices.null()
+    assert program.ublk("del", "-a").status == 0
+    assert inspect.device_ids() == []
+
+
+def test_del_all_of_nothing() -> None:
+    assert program.ublk("del", "-a").status == 0
+
+
+def test_del_async(devices: Devices) -> None:
+    device = devices.null()
+    pid = device.pid
+    assert program.ublk("del", "--async", "-n", str(device.id)).status == 0
+    until(lambda: not device.exists(), "the device is gone")
+    assert wait_end(pid, 20)
+
+
+def test_del_ends_the_daemon_and_its_file(devices: Devices) -> None:
+    device = devices.null()
+    pid = device.pid
+    devices.remove(device)
+    assert not Path(f"/proc/{pid}").exists()
+    assert not (state.RUN_DIR / f"{device.id}.json").exists()
+    assert not device.node.exists()
+
+
+def test_del_under_load_ends_the_load(devices: Devices, scratch: Path) -> None:
+    device = devices.loop(disk.image(scratch / "image", 8 * MIB), queues=2)
+    with load.running(device, *LOAD) as fio:
+        devices.remove(device)
+        status, output = load.result(fio)
+    assert status != 0, output
+    assert not device.exists()
+
+
+def test_del_waits_for_openers_only_so_long(devices: Devices) -> None:
+    device = devices.null()
+    with held_open(device.node):
+        with pytest.raises(UblkError, match=rf"held open by process {os.getpid()} \("):
+            delete(device.id, timeout=1)
+        assert not device.node.exists()
+    until(lambda: not device.exists(), "the device goes with its last opener")
+
+
+# -- daemons that die or hang ----------------------------------------------------------------
+
+
+def test_del_after_the_daemon_was_killed(devices: Devices) -> None:
+    device = devices.null()
+    device.kill_daemon()
+    until(lambda: device.state is State.DEAD, "the driver has noticed")
+    assert "no daemon; run: ublk del -n 0" in program.ublk("list").out
+    devices.remove(device)
+    assert not device.exists()
+
+
+def test_del_at_once_after_a_kill_under_load(devices: Devices, scratch: Path) -> None:
+    device = devices.loop(disk.image(scratch / "image", 8 * MIB))
+    with load.running(device, *LOAD) as fio:
+        os.kill(device.pid, signal.SIGKILL)
+        devices.remove(device)
+        status, output = load.result(fio)
+    assert status != 0, output
+
+
+@pytest.mark.logs
+def test_a_daemon_that_does_not_answer_is_killed_only_by_force(devices: Devices, scratch: Path) -> None:
+    device = devices.loop(disk.image(scratch / "image", 8 * MIB))
+    pid = device.pid
+    with load.running(device, *LOAD) as fio:
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(UblkError, match="does not answer") as caught:
+            delete(device.id, timeout=2)
+        assert f"ublk del --force -n {device.id}" in caught.value.hint
+        assert Path(f"/proc/{pid}").exists()
+        delete(device.id, force=True, timeout=2)
+        status, output = load.result(fio)
+    assert status != 0, output
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_sigterm_to_the_daemon_deletes_its_device(devices: Devices) -> None:
+    device = devices.null()
+    pid = device.pid
+    os.kill(pid, signal.SIGTERM)
+    assert wait_end(pid, 30)
+    assert not device.exists()
+
+
+# -- in the foreground -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_foreground(devices: Devices, number: signal.Signals) -> None:
+    with program.foreground("-t", "null") as command:
+        device = devices.adopt(0)
+        assert command.out == "/dev/ublkb0\n"
+        with held_open(device.node):
+            assert device.pid == command.pid
+        command.signal(number)
+        done = command.result()
+    assert done.status == 0, done.err
+    assert not device.exists()
+    assert "ublkb0: INFO: serving /dev/ublkb0" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_del_ends_the_foreground(devices: Devices) -> None:
+    with program.foreground("-t", "null") as command:
+        devices.remove(devices.adopt(0))
+        assert command.result().status == 0
+
+
+def test_a_second_signal_does_not_disturb_the_end(devices: Devices) -> None:
+    with program.foreground("-t", "null") as command:
+        devices.adopt(0)
+        command.signal(signal.SIGINT)
+        until(lambda: "asked to end" in command.err, "the first signal has arrived")
+        command.signal(signal.SIGINT)
+        assert command.result().status == 0
+    assert inspect.device_ids() == []
+
+
+def test_the_foreground_says_what_it_added_as_json(devices: Devices) -> None:
+    with program.foreground("-t", "null", "--json") as command:
+        device = devices.adopt(0)
+        assert json.loads(command.out)["device"]["node"] == str(device.node)
+        devices.remove(device)
+        assert command.result().status == 0
+
+
+# -- over and over ---------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(120)
+def test_thirty_lives_leave_nothing(devices: Devices, scratch: Path) -> None:
+    file = disk.image(scratch / "image", MIB)
+    for _ in range(2):  # what is made once
+        devices.remove(devices.loop(file))
+    fds, memory = _fds(), _available_memory()
+    for _ in range(30):
+        devices.remove(devices.loop(file))
+    assert _fds() == fds
+    # the kernel frees some of it later
+    until(lambda: _available_memory() > memory - 64 * MIB, "the memory is free again")
+
+
+def _fds() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def _available_memory() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))) * 1024
