@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from ublkpy.tgt.options import BOOL, Option
 
 def main() -> None:
     """Entry point: run the command and turn errors into messages and exit codes."""
+    _fill_standard_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="ublk: %(message)s", level=logging.INFO)
     try:
@@ -34,6 +36,13 @@ def main() -> None:
         click.echo("ublk: interrupted", err=True)
         status = ExitCode.INTERRUPTED
     sys.exit(status)
+
+
+def _fill_standard_streams() -> None:
+    """A stream that the caller closed must not become a pipe or a device of ours."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def show_error(e: UblkError) -> None:

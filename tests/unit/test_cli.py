@@ -512,3 +512,22 @@ def test_start_is_quick_because_nothing_is_imported_in_vain() -> None:
     code = "import sys, ublkpy.cli; print(sorted(m for m in sys.modules if m.startswith('ublkpy.tgt.')))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(shown.stdout.replace("'", '"')) == ["ublkpy.tgt.base", "ublkpy.tgt.options"]
+
+
+# -- streams -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_nothing_of_ours(closed: str) -> None:
+    """The lowest free descriptors are those of the streams: pipes and files must not land there."""
+    code = (
+        "import os; from ublkpy import cli\n"
+        "cli._fill_standard_streams()\n"
+        "os.write(9, b'%d' % os.open('/', os.O_RDONLY))\n"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f'exec 9>&1; exec "$0" -c "$1" {closed}', sys.executable, code],
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout) > 2, done.stderr

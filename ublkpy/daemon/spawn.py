@@ -166,8 +166,8 @@ def _report(action: Callable[[], object], ready: Ready) -> int:
 
 
 def _fork() -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: started with it closed
+        stream.flush()
     return os.fork()
 
 
