@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from ublkpy.errors import UblkError
 RUN_DIR = Path("/run/ublkpy")
 VERSION = 1
 
+_PF_EXITING = 0x4  # include/linux/sched.h
+_SIGKILL = 1 << (signal.SIGKILL - 1)
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -110,13 +114,15 @@ def remove(dev_id: int, cookie: int | None = None) -> None:
 
 
 def process_start_time(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None when there is none, or only its zombie."""
+    """When the process started, in clock ticks since boot; None when there is none, or it is dying or dead."""
     try:
-        # The name, in parentheses, may hold anything; fields count from behind it.
+        # The name, in parentheses, may hold anything; fields count from behind it (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        pending = re.findall(r"^S(?:ig|hd)Pnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    exiting = int(fields[6]) & _PF_EXITING or any(int(mask, 16) & _SIGKILL for mask in pending)
+    return None if fields[0] in "ZX" or exiting else int(fields[19])
 
 
 def _unfinished(dev_id: int) -> Path:

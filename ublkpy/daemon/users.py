@@ -20,7 +20,9 @@ def check_unused(dev_id: int) -> None:
     # Exclusive last: a mounted partition claims the whole disk, too, and is the better answer.
     for find in (_mount_point, _swap, _holder, _exclusive):
         for part in parts:
-            use = find(part)
+            use = None
+            with contextlib.suppress(FileNotFoundError):  # the device is just going away
+                use = find(part)
             if use:
                 what, cure = use
                 raise BusyError(
