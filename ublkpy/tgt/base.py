@@ -20,6 +20,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,21 +52,21 @@ class Geometry:
     max_write_zeroes_bytes: int = 0
 
 
-class Target(Configurable):
+class Target(Configurable, ABC):
     """Base of all targets. The class docstring's first line is the target's help."""
 
     name: ClassVar[str]
 
+    @abstractmethod
     def open(self) -> Geometry:
         """Open what the target needs and say what the device looks like.
 
         Runs before the fork, in the user's command. Raises UblkError.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def map(self) -> Map:
         """Where the bytes live. Runs in the daemon, after ``open``."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Release what ``open`` took. Runs after the last request; must not raise."""

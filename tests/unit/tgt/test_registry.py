@@ -47,14 +47,9 @@ def test_unknown_name_lists_all(name: str) -> None:
     assert caught.value.hint in ("targets are: loop, null", "did you mean loop?")
 
 
-def test_base_target_serves_nothing() -> None:
-    target = Target()
-    with pytest.raises(NotImplementedError):
-        target.open()
-    with pytest.raises(NotImplementedError):
-        target.map()
-    target.close()
-    assert (target.backing(), target.status()) == ("", {})
+def test_a_target_must_open_and_map() -> None:
+    with pytest.raises(TypeError, match="abstract methods map, open"):
+        Target()  # type: ignore[abstract]
 
 
 def test_geometry_defaults_offer_no_discard() -> None:
