@@ -286,11 +286,13 @@ for _opt in config.DeviceOptions.options.values():
 @click.option("--async", "no_wait", is_flag=True, help="do not wait until the id is free")
 def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, force: bool, no_wait: bool) -> int:
     """Stop and delete devices."""
-    from ublkpy.daemon import inspect
+    from ublkpy.daemon import ctrl, inspect
     from ublkpy.daemon.delete import delete as delete_device
 
     if every == bool(ids or numbers):
         raise click.UsageError("name the devices, or say -a for all of them (not both)")
+    if every:
+        ctrl.require_driver()  # without it there is no device to ask for
     status = ExitCode.OK
     for dev_id in inspect.device_ids() if every else dict.fromkeys((*numbers, *ids)):
         try:

@@ -7,6 +7,9 @@ import os
 import re
 import shutil
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -242,7 +245,7 @@ def test_del_ends_the_daemon_and_its_file(devices: Devices) -> None:
     device = devices.null()
     pid = device.pid
     devices.remove(device)
-    assert not Path(f"/proc/{pid}").exists()
+    assert wait_end(pid, 0)
     assert not (state.RUN_DIR / f"{device.id}.json").exists()
     assert not device.node.exists()
 
@@ -295,11 +298,44 @@ def test_a_daemon_that_does_not_answer_is_killed_only_by_force(devices: Devices,
         with pytest.raises(UblkError, match="does not answer") as caught:
             delete(device.id, timeout=2)
         assert f"ublk del --force -n {device.id}" in caught.value.hint
-        assert Path(f"/proc/{pid}").exists()
+        assert not wait_end(pid, 0)
         delete(device.id, force=True, timeout=2)
         status, output = load.result(fio)
     assert status != 0, output
-    assert not Path(f"/proc/{pid}").exists()
+    assert wait_end(pid, 0)
+
+
+@contextmanager
+def slowed_down(pid: int) -> Iterator[None]:
+    """A process that works for a moment now and then, as if its disk were slow."""
+    done = threading.Event()
+
+    def pace() -> None:
+        while not done.wait(0.005):
+            os.kill(pid, signal.SIGSTOP)
+            done.wait(0.5)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=pace)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_slow_daemon_is_not_a_stuck_one(devices: Devices, scratch: Path) -> None:
+    """What is in the page cache takes many times the deadline to be written, and arrives."""
+    data = disk.pattern(MIB)
+    image = disk.image(scratch / "image", len(data))
+    device = devices.loop(image, depth=1, max_io_buf_bytes=16384)
+    with held_open(device.node, os.O_RDWR) as fd:
+        os.write(fd, data)
+        with slowed_down(device.pid):
+            delete(device.id, force=True, wait=False, timeout=2)
+    assert image.read_bytes() == data
+    until(lambda: not device.exists(), "the device is gone when nobody has it open any more")
 
 
 def test_sigterm_to_the_daemon_deletes_its_device(devices: Devices) -> None:

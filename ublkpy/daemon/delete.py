@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 from ublkpy.daemon import state
 from ublkpy.daemon.ctrl import Control
@@ -14,16 +15,17 @@ from ublkpy.uring.uapi import DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
 
-# A stop writes the caches out and waits for each request; Linux 6.12 may take 30 s to notice that a
-# loaded daemon is dead.
+# Without any request answered. A stop writes the caches out, which may take as long as it takes; Linux 6.12
+# may need 30 s to notice that a loaded daemon is dead.
 DEADLINE = 60.0
 _DAEMON_EXIT = 10.0
+_A_DAY = 86400.0
 
 
 def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: float = DEADLINE) -> None:
     """Stop and delete a device, whoever serves it, dead or alive.
 
-    Refuses a device in use, unless ``force``. With ``force``, a daemon that does not let go within
+    Refuses a device in use, unless ``force``. With ``force``, a daemon that answers no request for
     ``timeout`` seconds is killed. Without ``wait`` the id may still be taken for a moment after the return.
     Raises NoDeviceError, BusyError, UblkError.
     """
@@ -59,7 +61,7 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
             f" {', '.join(openers(dev_id)) or 'something in the kernel'}",
             "end that, and the device is gone",
         ) from e
-    state.remove(dev_id)
+    state.remove(dev_id, info.ublksrv_flags)
     # The daemon itself may be our parent, waiting for us.
     if wait and daemon not in (None, os.getppid()):
         wait_end(daemon, _DAEMON_EXIT)
@@ -76,9 +78,21 @@ def _stop(dev_id: int, timeout: float, *, flush: bool = False) -> None:
         if flush:
             _flush(dev_id)
         with Control() as control:
-            control.stop(dev_id, timeout)
+            control.stop(dev_id, _A_DAY)  # the process that waits for this one judges, by progress
 
-    isolated(f"device {dev_id} to stop", stop, timeout)
+    isolated(f"device {dev_id} to stop", stop, timeout, lambda: _completed(dev_id))
+
+
+def _completed(dev_id: int) -> list[str] | None:
+    """How many reads, writes, discards and flushes were answered: a slow disk is not a stuck one.
+
+    Kernel: Documentation/block/stat.rst.
+    """
+    try:
+        fields = Path(f"/sys/block/ublkb{dev_id}/stat").read_text().split()
+    except OSError:
+        return None
+    return [fields[n] for n in (0, 4, 11, 15)]
 
 
 def _flush(dev_id: int) -> None:

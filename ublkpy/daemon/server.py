@@ -97,7 +97,7 @@ class Server:
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)
         signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
 
@@ -146,10 +146,11 @@ class Server:
         """Until the driver has taken the device back. Returns the exit status."""
         log.info("serving /dev/ublkb%d", info.dev_id)
         while any(worker.serving for worker in self._workers):
-            if self._woken(timeout=None) and not self._stopping:
+            asked = self._woken(timeout=None)
+            self._check_helper()
+            if asked and not self._stopping:
                 log.info("asked to end: deleting /dev/ublkb%d", info.dev_id)
                 self._start_helper(info.dev_id)
-            self._check_helper()
             self._check_workers()
         self._check_workers()
         self._close()

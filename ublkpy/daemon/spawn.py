@@ -135,8 +135,11 @@ def daemon(body: Callable[[Ready], int]) -> Child:
     return child
 
 
-def isolated(what: str, action: Callable[[], object], timeout: float) -> None:
-    """Run ``action`` in another process and wait at most ``timeout`` seconds for its end.
+def isolated(
+    what: str, action: Callable[[], object], timeout: float, progress: Callable[[], object] = lambda: None
+) -> None:
+    """Run ``action`` in another process and wait for its end, at most ``timeout`` seconds after ``progress``
+    last had another value.
 
     Says on the log that it waits for ``what`` when that takes over a second. For driver commands that no
     signal can end: a process that issued one cannot exit before it is done, so it must not be ours. Raises
@@ -148,11 +151,22 @@ def isolated(what: str, action: Callable[[], object], timeout: float) -> None:
             child.wait(min(timeout, 1.0))
         except TimeoutError:
             log.info("waiting for %s, up to %.0f s", what, timeout)
-            child.wait(max(timeout - 1.0, 0.0))
+            _wait_while(child, max(timeout - 1.0, 0.0), progress)
     except EOFError as e:
         raise UblkError("a helper process died before it was done", "try again") from e
     finally:
         child.close()
+
+
+def _wait_while(child: Child, timeout: float, progress: Callable[[], object]) -> None:
+    while True:
+        before = progress()
+        try:
+            child.wait(timeout)
+            return
+        except TimeoutError:
+            if progress() == before:
+                raise
 
 
 def _report(action: Callable[[], object], ready: Ready) -> int:

@@ -261,7 +261,7 @@ static void handle_cqe(struct uq_queue *q, const struct io_uring_cqe *cqe)
 	else if (cqe->res == UBLK_IO_RES_ABORT)
 		q->live--;
 	else
-		q->failed = cqe->res;
+		q->failed = cqe->res < 0 ? cqe->res : -EPROTO;
 }
 
 int uq_run(struct uq_queue *q)
