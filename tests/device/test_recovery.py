@@ -17,6 +17,7 @@ import pytest
 from ublkpy.daemon import inspect, state
 from ublkpy.daemon.ctrl import AUTO_ID, Control
 from ublkpy.daemon.recover import recover
+from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import ExitCode, UblkError
 from ublkpy.uring.uapi import DevInfo, Feature, State
 
@@ -142,7 +143,7 @@ def test_a_recovered_device_is_deleted(devices: Devices) -> None:
     pid = device.pid
     devices.remove(device)
     assert not device.exists()
-    assert not Path(f"/proc/{pid}").exists()
+    assert wait_end(pid, 0)
     assert not (state.RUN_DIR / f"{device.id}.json").exists()
 
 

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # may need 30 s to notice that a loaded daemon is dead.
 DEADLINE = 60.0
 _DAEMON_EXIT = 10.0
+_OPEN_DEADLINE = 15.0
 _A_DAY = 86400.0
 
 
@@ -31,12 +32,11 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
     """
     with Control() as control:
         info = control.info(dev_id)
-    try:
-        check_unused(dev_id)
-    except BusyError as e:
-        if not force:
-            raise
-        log.warning("%s: it fails from now on, and the id is free only when that is gone", e.message)
+    user = _find_user(dev_id)
+    if user and not force:
+        raise user
+    if user:
+        log.warning("%s: it fails from now on, and the id is free only when that is gone", user.message)
         wait = False
     try:
         _stop(dev_id, timeout, flush=_loses_dirty_pages(info))
@@ -65,6 +65,20 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
     # The daemon itself may be our parent, waiting for us.
     if wait and daemon not in (None, os.getppid()):
         wait_end(daemon, _DAEMON_EXIT)
+
+
+def _find_user(dev_id: int) -> BusyError | None:
+    """Who has the device in use. Asked in another process: while a daemon is stuck, no open returns."""
+    try:
+        isolated(f"device {dev_id} to be opened", lambda: check_unused(dev_id), _OPEN_DEADLINE)
+    except BusyError as e:
+        return e
+    except TimeoutError:
+        return BusyError(
+            f"/dev/ublkb{dev_id} cannot be opened: its daemon does not answer",
+            f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
+        )
+    return None
 
 
 def _loses_dirty_pages(info: DevInfo) -> bool:
