@@ -53,6 +53,8 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
         log.warning("the daemon of device %d does not answer: killing process %d", dev_id, daemon)
         _stop_without_daemon(dev_id, daemon)
     daemon = _daemon_pid(dev_id)
+    # Before the id is free: the file may be that of the next device then.
+    state.remove(dev_id)
     try:
         _delete(dev_id, timeout, wait)
     except TimeoutError as e:
@@ -61,7 +63,6 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
             f" {', '.join(openers(dev_id)) or 'something in the kernel'}",
             "end that, and the device is gone",
         ) from e
-    state.remove(dev_id, info.ublksrv_flags)
     # The daemon itself may be our parent, waiting for us.
     if wait and daemon not in (None, os.getppid()):
         wait_end(daemon, _DAEMON_EXIT)
