@@ -252,12 +252,20 @@ def add(
 
 
 def _show_added(dev_id: int, as_json: bool) -> None:
+    """Print the device; UblkError if that fails, because a device that nobody knows of must not stay."""
     from ublkpy.daemon import inspect
 
-    if as_json:
-        click.echo(render.to_json({"device": inspect.status(dev_id).to_dict()}))
-    else:
-        click.echo(f"/dev/ublkb{dev_id}")
+    text = render.to_json({"device": inspect.status(dev_id).to_dict()}) if as_json else f"/dev/ublkb{dev_id}"
+    try:
+        click.echo(text)
+    except OSError as e:
+        # What is left in the buffer must not fail once more at exit.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+        raise UblkError(
+            f"cannot print the name of the new device: {e.strerror}", "nothing was added; see where stdout goes"
+        ) from e
 
 
 def _recovery_as_ublksrv(said: config.Draft, r: int | None, i: int | None, e: int | None) -> None:

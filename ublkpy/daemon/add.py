@@ -61,8 +61,12 @@ def add_in_foreground(config: DeviceConfig, on_ready: Callable[[int], None]) -> 
     info = server.create()
     log.name_device(info.dev_id)
     _tell_clamped(plan, info.nr_hw_queues)
-    _wait_node(info.dev_id)
-    on_ready(info.dev_id)
+    try:
+        _wait_node(info.dev_id)
+        on_ready(info.dev_id)
+    except BaseException:
+        server.abandon(info.dev_id)
+        raise
     return server.serve(info)
 
 

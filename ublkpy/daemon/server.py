@@ -122,7 +122,7 @@ class Server:
                 self._bring_up(control, info)
                 control.start(info.dev_id, self._wake_r.fileno())
             except BaseException as e:
-                self._abandon(info.dev_id)
+                self.abandon(info.dev_id)
                 raise self._cause(e) from e
         self._created = True
         return info
@@ -218,8 +218,8 @@ class Server:
             return UblkError(f"cannot serve the device: {e.strerror}", hint)
         return e
 
-    def _abandon(self, dev_id: int) -> None:
-        """Undo a bring-up that failed."""
+    def abandon(self, dev_id: int) -> None:
+        """Delete a device that nobody has heard of yet, and end its queues."""
         self._start_helper(dev_id)
         deadline = time.monotonic() + _HELPER_DEADLINE
         for worker in self._workers:

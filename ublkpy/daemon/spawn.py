@@ -120,7 +120,7 @@ def daemon(body: Callable[[Ready], int]) -> Child:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         try:
-            middle = _fork()
+            middle = os.fork()
             if middle == 0:
                 _run(detached, mask)
             os.close(write_end)
@@ -177,12 +177,6 @@ def _report(action: Callable[[], object], ready: Ready) -> int:
     else:
         ready.done({})
     return 0
-
-
-def _fork() -> int:
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: started with it closed
-        stream.flush()
-    return os.fork()
 
 
 def _run(body: Callable[[], int], mask: set[int | signal.Signals]) -> NoReturn:
