@@ -75,7 +75,7 @@ def _row(device: DeviceStatus) -> list[object]:
         info.dev_id,
         device.node,
         known.target["name"] if known else "foreign",
-        format_size(device.params.size),
+        "-" if device.size is None else format_size(device.size),
         info.state.name,
         f"{info.nr_hw_queues}x{info.queue_depth}",
         known.mode if known else "-",
@@ -85,14 +85,14 @@ def _row(device: DeviceStatus) -> list[object]:
 
 
 def ublksrv_dump(device: DeviceStatus) -> str:
-    """The details of a device in the layout of ublksrv's ``list -n``, which scripts parse."""
-    info, params, known = device.info, device.params, device.known
+    """The details of a device in the layout of ublksrv's ``list -n``, which scripts parse; 0 for what is unknown."""
+    info, disk, known = device.info, device.disk, device.known
     lines = [
         f"dev id {info.dev_id}: nr_hw_queues {info.nr_hw_queues} queue_depth {info.queue_depth}"
-        f" block size {params.logical_block} dev_capacity {params.size // SECTOR}",
+        f" block size {disk.logical_block if disk else 0} dev_capacity {(device.size or 0) // SECTOR}",
         f"\tmax rq size {info.max_io_buf_bytes} daemon pid {device.pid or -1} state {info.state.name}",
         f"\tflags {int(info.flags):#x} [{''.join(f' {n}' for f, n in _FLAG_NAMES.items() if f in info.flags)} ]",
-        f"\tublkc: {_devt(params.char_devt)} ublkb: {_devt(params.disk_devt)} owner: {info.owner_uid}:{info.owner_gid}",
+        f"\tublkc: {device.char_devno} ublkb: {disk.devno if disk else '0:0'} owner: {info.owner_uid}:{info.owner_gid}",
     ]
     if known:
         for queue in known.queues:
@@ -127,10 +127,6 @@ def devices_json(found: Iterable[DeviceStatus]) -> str:
 def to_json(data: dict[str, Any]) -> str:
     """A versioned object; docs/json.md describes each."""
     return json.dumps({"version": JSON_VERSION, **data}, indent=2, ensure_ascii=False)
-
-
-def _devt(number: tuple[int, int]) -> str:
-    return f"{number[0]}:{number[1]}"
 
 
 def _table(rows: Sequence[Sequence[str]], indent: str = "") -> str:

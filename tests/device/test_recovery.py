@@ -70,7 +70,7 @@ def test_an_idle_device_is_recovered(devices: Devices, file: Path, recovery: str
     assert after.info.state is State.LIVE
     assert after.pid != before.pid
     assert after.known.config == before.known.config
-    assert after.params == before.params
+    assert after.disk == before.disk
     assert disk.read(device.node, 0, 4 * MIB) == WHOLE
     disk.write(device.node, 0, b"new" * 512, 0)
     assert file.read_bytes()[: 3 * 512] == b"new" * 512

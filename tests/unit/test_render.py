@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from ublkpy import render
+from ublkpy.daemon.disk import Disk
 from ublkpy.daemon.inspect import DeviceStatus
 from ublkpy.daemon.state import DeviceState, QueueState, process_start_time
-from ublkpy.uring.uapi import Attr, DevInfo, Feature, Params, State
+from ublkpy.uring.uapi import Attr, DevInfo, Feature, State
 
 COLUMNS = ["ID", "NODE", "TARGET", "SIZE", "STATE", "QUEUES", "MODE", "PID", "BACKING"]
 NO_PROCESS = 1 << 22  # the largest pid there can be is one less
@@ -35,14 +36,8 @@ def ours() -> DeviceStatus:
             state=State.LIVE,
             ublksrv_pid=pid,
         ),
-        Params(
-            size=250 << 30,
-            max_io_bytes=524288,
-            attrs=Attr.VOLATILE_CACHE | Attr.FUA,
-            physical_block=4096,
-            char_devt=(237, 0),
-            disk_devt=(259, 1),
-        ),
+        "237:0",
+        Disk("259:1", 250 << 30, 512, 4096, Attr.VOLATILE_CACHE | Attr.FUA),
         DeviceState(
             dev_id=0,
             cookie=99,
@@ -68,7 +63,7 @@ def ours() -> DeviceStatus:
 def foreign(ours: DeviceStatus) -> DeviceStatus:
     """A device of another server, which is dead."""
     info = replace(ours.info, dev_id=12, nr_hw_queues=4, ublksrv_pid=NO_PROCESS)
-    return DeviceStatus(info, replace(ours.params, size=(1 << 20) + (1 << 19)), None)
+    return DeviceStatus(info, "237:12", Disk("259:9", (1 << 20) + (1 << 19), 512, 4096, Attr(0)), None)
 
 
 # -- ublksrv's layout ----------------------------------------------------------------------
@@ -90,7 +85,7 @@ def test_ublksrv_dump_of_a_foreign_device_without_a_daemon(foreign: DeviceStatus
         "dev id 12: nr_hw_queues 4 queue_depth 128 block size 512 dev_capacity 3072\n"
         "\tmax rq size 524288 daemon pid -1 state LIVE\n"
         "\tflags 0x42 [ URING_CMD_COMP_IN_TASK CMD_IOCTL_ENCODE ]\n"
-        "\tublkc: 237:0 ublkb: 259:1 owner: 0:0"
+        "\tublkc: 237:12 ublkb: 259:9 owner: 0:0"
     )
 
 
@@ -158,7 +153,9 @@ def test_table_of_nothing_is_its_head() -> None:
 @pytest.mark.parametrize("state", [State.QUIESCED, State.FAIL_IO])
 def test_dead_daemon_of_ours_can_be_recovered(ours: DeviceStatus, state: State) -> None:
     assert ours.known
-    dead = DeviceStatus(replace(ours.info, state=state), ours.params, replace(ours.known, pid=NO_PROCESS))
+    dead = DeviceStatus(
+        replace(ours.info, state=state), ours.char_devno, ours.disk, replace(ours.known, pid=NO_PROCESS)
+    )
     assert dead.advice == "ublk recover -n 0"
     assert render.devices([dead]).endswith("/1.img  (no daemon; run: ublk recover -n 0)")
 

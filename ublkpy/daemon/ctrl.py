@@ -1,7 +1,11 @@
 """The commands of /dev/ublk-control, as methods with deadlines.
 
-Every method raises an ``UblkError`` that names cause and cure. STOP_DEV and
-DEL_DEV can block where no signal reaches them; call those through
+Every method raises an ``UblkError`` that names cause and cure. A command that
+misses its deadline goes on in the kernel, where no signal reaches it, and its
+process cannot end before it does. STOP_DEV and DEL_DEV wait for the daemon
+and its clients, and all that takes the mutex of the device waits for them:
+SET_PARAMS, GET_PARAMS, START_DEV, START_USER_RECOVERY, END_USER_RECOVERY
+(ublk_drv.c). On a device that others may be stopping, send those through
 ``spawn.isolated``.
 """
 
@@ -10,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +74,7 @@ class Control:
         """SET_PARAMS, then GET_PARAMS: the driver drops silently what it does not know."""
         self._call("SET_PARAMS", dev_id, buf=params.to_c())
         got = self.params(dev_id)
-        if replace(got, char_devt=(0, 0), disk_devt=(0, 0)) != params:
+        if got != params:
             raise UblkError(f"the driver did not take the parameters of device {dev_id}: {params} became {got}")
         return got
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from ublkpy.daemon import state
 from ublkpy.daemon.ctrl import Control
-from ublkpy.errors import NoDeviceError, UblkError
-from ublkpy.uring.uapi import DevInfo, Feature, Params, State
+from ublkpy.daemon.disk import Disk
+from ublkpy.errors import NoDeviceError, UblkError, no_device
+from ublkpy.uring.uapi import DevInfo, Feature, State
 
 _CLASS = Path("/sys/class/ublk-char")
 
@@ -19,11 +21,13 @@ _CLASS = Path("/sys/class/ublk-char")
 class DeviceStatus:
     """A device as the driver knows it, and as its daemon described it if that was ublkpy's.
 
-    ``known`` is None for the devices of other servers.
+    ``disk`` is None before the start and after the stop, ``known`` for the devices of other servers. Nothing
+    here comes from GET_PARAMS: it waits, where no signal reaches it, for a device that is being stopped.
     """
 
     info: DevInfo
-    params: Params
+    char_devno: str
+    disk: Disk | None
     known: state.DeviceState | None
 
     @property
@@ -39,6 +43,13 @@ class DeviceStatus:
         return pid if pid > 0 and state.process_start_time(pid) is not None else None
 
     @property
+    def size(self) -> int | None:
+        """In bytes; None if nobody knows it."""
+        if self.disk:
+            return self.disk.size
+        return self.known.target["dev_size"] if self.known else None
+
+    @property
     def advice(self) -> str:
         """What to do about a device that nobody serves; empty for one that works."""
         if self.pid is not None:
@@ -50,7 +61,7 @@ class DeviceStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """The object of ``list --json``; docs/json.md describes it."""
-        info, params, known = self.info, self.params, self.known
+        info, disk, known = self.info, self.disk, self.known
         return {
             "id": info.dev_id,
             "node": self.node,
@@ -60,10 +71,10 @@ class DeviceStatus:
             "backing": known.backing if known else None,
             "state": info.state.name,
             "advice": self.advice or None,
-            "size": params.size,
-            "logical_block_size": params.logical_block,
-            "physical_block_size": params.physical_block,
-            "attrs": [attr.name for attr in params.attrs],
+            "size": self.size,
+            "logical_block_size": disk.logical_block if disk else None,
+            "physical_block_size": disk.physical_block if disk else None,
+            "attrs": [attr.name for attr in disk.attrs] if disk else None,
             "queues": info.nr_hw_queues,
             "queue_depth": info.queue_depth,
             "max_io_buf_bytes": info.max_io_buf_bytes,
@@ -95,10 +106,8 @@ def list_devices() -> list[DeviceStatus]:
     found = []
     with Control() as control:
         for dev_id in device_ids():
-            try:
+            with contextlib.suppress(NoDeviceError):
                 found.append(_status(control, dev_id))
-            except NoDeviceError:  # gone since we looked
-                continue
     return found
 
 
@@ -110,9 +119,11 @@ def features() -> Feature:
 
 def find_by_cookie(cookie: int) -> int | None:
     """The id of the device that was added with this cookie."""
-    for device in list_devices():
-        if device.info.ublksrv_flags == cookie:
-            return device.info.dev_id
+    with Control() as control:
+        for dev_id in device_ids():
+            with contextlib.suppress(NoDeviceError):  # gone since we looked
+                if control.info(dev_id).ublksrv_flags == cookie:
+                    return dev_id
     return None
 
 
@@ -133,4 +144,12 @@ def _status(control: Control, dev_id: int) -> DeviceStatus:
     # An id that another server uses meanwhile: the file is left over.
     if known and known.cookie != info.ublksrv_flags:
         known = None
-    return DeviceStatus(info, control.params(dev_id), known)
+    return DeviceStatus(info, _char_devno(dev_id), Disk.read(dev_id), known)
+
+
+def _char_devno(dev_id: int) -> str:
+    """ "major:minor" of the character device."""
+    try:
+        return (_CLASS / f"ublkc{dev_id}" / "dev").read_text().strip()
+    except OSError as e:
+        raise no_device(dev_id) from e

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ublkpy.daemon import process
 from ublkpy.errors import UblkError
 
 JOURNAL = Path("/run/systemd/journal/stdout")
@@ -39,10 +40,7 @@ def detach(file: Path | None) -> None:
         raise UblkError(
             f"cannot open the log {path}: {os.strerror(e.errno or 0)}", "name another one with --log FILE"
         ) from e
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for source, target in ((null, 0), (null, 1), (fd, 2)):
-        os.dup2(source, target)
-    os.close(null)
+    process.redirect_streams(fd)
     os.close(fd)
     _set_up(formatter)
 

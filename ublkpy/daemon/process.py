@@ -27,6 +27,14 @@ def close_inherited_files() -> None:
                 os.close(fd)
 
 
+def redirect_streams(stderr: int | None = None) -> None:
+    """Point stdin and stdout at nothing, and stderr at a file or at nothing, too."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for source, target in ((null, 0), (null, 1), (null if stderr is None else stderr, 2)):
+        os.dup2(source, target)
+    os.close(null)
+
+
 def harden() -> None:
     """Survive memory pressure and mounts of the own device, as far as privileges allow.
 

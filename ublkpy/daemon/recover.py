@@ -10,12 +10,13 @@ from typing import TypeVar
 from ublkpy.config import from_dump
 from ublkpy.daemon import inspect, spawn, state
 from ublkpy.daemon.add import run_daemon, start_daemon
-from ublkpy.daemon.ctrl import Control
+from ublkpy.daemon.ctrl import QUICK, Control
 from ublkpy.daemon.server import Plan, Server
 from ublkpy.daemon.spawn import wait_end
-from ublkpy.errors import BusyError, UblkError
+from ublkpy.errors import BusyError, UblkError, no_device
+from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.options import format_size
-from ublkpy.uring.uapi import DevInfo, Feature, State
+from ublkpy.uring.uapi import Attr, DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,7 @@ def recover(dev_id: int) -> None:
         return run_daemon(plan, ready, begin)
 
     try:
-        if plan.geometry.size != device.params.size:
-            raise UblkError(
-                f"device {dev_id} has {format_size(device.params.size)}, but its backing now has"
-                f" {format_size(plan.geometry.size)}",
-                "give the backing its old size again, or delete the device",
-            )
+        _check_same(device, plan.geometry)
         _when_released(dev_id, lambda: _start_recovery(dev_id))
         start_daemon(body, new=False)
     finally:
@@ -82,6 +78,29 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
     return device.known
 
 
+def _check_same(device: inspect.DeviceStatus, now: Geometry) -> None:
+    """A block device that is there keeps its properties: on a backing that lost one, requests would fail."""
+    dev_id, disk = device.info.dev_id, device.disk
+    if disk is None:  # being deleted
+        raise no_device(dev_id)
+    if now.size != disk.size:
+        raise UblkError(
+            f"device {dev_id} has {format_size(disk.size)}, but its backing now has {format_size(now.size)}",
+            "give the backing its old size again, or delete the device",
+        )
+    if now.logical_block > disk.logical_block:
+        raise UblkError(
+            f"device {dev_id} has blocks of {disk.logical_block} bytes, but its backing now takes"
+            f" only {now.logical_block}",
+            "bring back the backing that it had, or delete the device",
+        )
+    if now.read_only and Attr.READ_ONLY not in disk.attrs:
+        raise UblkError(
+            f"device {dev_id} can be written, but its backing no longer can",
+            "make the backing writable again, or delete the device",
+        )
+
+
 def _wait_quiesced(dev_id: int) -> None:
     """Wait until the driver has noticed that the old daemon is dead."""
     started = time.monotonic()
@@ -101,8 +120,17 @@ def _wait_quiesced(dev_id: int) -> None:
 
 
 def _start_recovery(dev_id: int) -> None:
-    with Control() as control:
-        control.start_recovery(dev_id)
+    def start() -> None:
+        with Control() as control:
+            control.start_recovery(dev_id)
+
+    try:
+        spawn.isolated(f"device {dev_id} to take a new daemon", start, QUICK)
+    except TimeoutError as e:
+        raise UblkError(
+            f"device {dev_id} does not take a new daemon: somebody is stopping it or recovering it",
+            "see who with: ps -C ublk; or try again later",
+        ) from e
 
 
 def _when_released(dev_id: int, action: Callable[[], T]) -> T:

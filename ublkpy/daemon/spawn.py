@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ublkpy.daemon import process
 from ublkpy.errors import UblkError, from_dict
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,15 @@ _ORDERLY_END = 30.0
 
 
 class Ready:
-    """The daemon's end of the readiness pipe: exactly one word, that it serves or why not."""
+    """The child's end of the pipe: what it has to say meanwhile, then one last word, that it serves or why not."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+
+    def log(self, record: logging.LogRecord) -> None:
+        """Have the command log this; nobody may be there to do it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._write({"log": [record.levelno, record.getMessage()]})
 
     def done(self, data: dict[str, Any]) -> bool:
         """False: the command that waited has gone, and nobody knows of what we serve."""
@@ -39,12 +45,15 @@ class Ready:
 
     def _send(self, message: dict[str, Any]) -> bool:
         try:
-            os.write(self._fd, json.dumps(message).encode() + b"\n")
+            self._write(message)
         except BrokenPipeError:
             return False
         finally:
             os.close(self._fd)
         return True
+
+    def _write(self, message: dict[str, Any]) -> None:
+        os.write(self._fd, json.dumps(message).encode() + b"\n")
 
 
 class Child:
@@ -63,7 +72,9 @@ class Child:
     def wait(self, timeout: float) -> dict[str, Any]:
         """What the daemon sent with ``done``. Raises what it sent with ``failed``, EOFError when it died
         without a word, TimeoutError."""
-        message = self._receive(time.monotonic() + timeout)
+        deadline = time.monotonic() + timeout
+        while "log" in (message := self._receive(deadline)):
+            log.log(*message["log"])
         if "error" in message:
             raise from_dict(message["error"])
         done: dict[str, Any] = message["done"]
@@ -143,7 +154,8 @@ def isolated(
 
     Says on the log that it waits for ``what`` when that takes over a second. For driver commands that no
     signal can end: a process that issued one cannot exit before it is done, so it must not be ours. Raises
-    the UblkError of ``action``, or TimeoutError and leaves the process to finish.
+    the UblkError of ``action``, or TimeoutError and leaves the process to finish. What ``action`` logs is
+    logged here; nothing of ours (a pipe that another program reads to its end) stays open in the process.
     """
     child = daemon(lambda ready: _report(action, ready))
     try:
@@ -170,13 +182,30 @@ def _wait_while(child: Child, timeout: float, progress: Callable[[], object]) ->
 
 
 def _report(action: Callable[[], object], ready: Ready) -> int:
+    process.close_inherited_files()
+    process.redirect_streams()
+    logging.getLogger().handlers[:] = [_Forward(ready)]
     try:
         action()
     except UblkError as e:
         ready.failed(e)
+    except Exception:
+        log.critical("a bug in ublkpy\n%s", traceback.format_exc())
+        return 1
     else:
         ready.done({})
     return 0
+
+
+class _Forward(logging.Handler):
+    """Hands what is logged here to the process that waits."""
+
+    def __init__(self, ready: Ready) -> None:
+        super().__init__()
+        self._ready = ready
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._ready.log(record)
 
 
 def _run(body: Callable[[], int], mask: set[int | signal.Signals]) -> NoReturn:

@@ -116,8 +116,7 @@ class DevInfo:
 class Params:
     """``struct ublk_params``: sizes in bytes here, shifts and 512-byte sectors in the kernel.
 
-    A discard granularity of 0 leaves discard and write-zeroes out. Device
-    numbers (``devt``) are (major, minor), (0, 0) before the driver set them.
+    A discard granularity of 0 leaves discard and write-zeroes out.
     """
 
     size: int
@@ -130,8 +129,6 @@ class Params:
     discard_granularity: int = 0
     max_discard_sectors: int = 0
     max_write_zeroes_sectors: int = 0
-    char_devt: tuple[int, int] = (0, 0)
-    disk_devt: tuple[int, int] = (0, 0)
 
     def to_c(self) -> Any:
         """The struct for SET_PARAMS."""
@@ -156,7 +153,7 @@ class Params:
 
     @classmethod
     def from_c(cls, params: Any) -> Params:
-        basic, discard, devt = params.basic, params.discard, params.devt
+        basic, discard = params.basic, params.discard
         has_discard = params.types & lib.UBLK_PARAM_TYPE_DISCARD
         return cls(
             size=basic.dev_sectors * SECTOR,
@@ -169,8 +166,6 @@ class Params:
             discard_granularity=discard.discard_granularity if has_discard else 0,
             max_discard_sectors=discard.max_discard_sectors if has_discard else 0,
             max_write_zeroes_sectors=discard.max_write_zeroes_sectors if has_discard else 0,
-            char_devt=(devt.char_major, devt.char_minor),
-            disk_devt=(devt.disk_major, devt.disk_minor),
         )
 
 

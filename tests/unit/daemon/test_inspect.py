@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from ublkpy.daemon import inspect
+from ublkpy.daemon.disk import Disk
 from ublkpy.daemon.inspect import DeviceStatus, thread_affinity
 from ublkpy.daemon.state import DeviceState, QueueState, process_start_time
-from ublkpy.uring.uapi import Attr, DevInfo, Feature, Params, State
+from ublkpy.uring.uapi import Attr, DevInfo, Feature, State
 
 NO_PROCESS = 1 << 22
 INFO = DevInfo(3, 1, 128, 524288, Feature.USER_RECOVERY, state=State.LIVE, ublksrv_pid=os.getpid())
-PARAMS = Params(1 << 30, 524288, Attr(0))
+DISK = Disk("259:1", 1 << 30, 512, 4096, Attr(0))
 
 
 @pytest.fixture
@@ -38,21 +39,26 @@ def test_no_driver_no_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_pid_of_our_daemon(known: DeviceState) -> None:
-    assert DeviceStatus(INFO, PARAMS, known).pid == os.getpid()
+    assert DeviceStatus(INFO, "237:3", DISK, known).pid == os.getpid()
 
 
 def test_pid_that_another_process_has_now_is_not_the_daemons(known: DeviceState) -> None:
     """The driver may still name a daemon that died, and the number may be in use again."""
-    assert DeviceStatus(INFO, PARAMS, replace(known, start_time=known.start_time + 1)).pid is None
+    assert DeviceStatus(INFO, "237:3", DISK, replace(known, start_time=known.start_time + 1)).pid is None
 
 
 @pytest.mark.parametrize(("pid", "alive"), [(os.getpid(), True), (NO_PROCESS, False), (-1, False), (0, False)])
 def test_pid_of_a_foreign_daemon(pid: int, alive: bool) -> None:
-    assert DeviceStatus(replace(INFO, ublksrv_pid=pid), PARAMS, None).pid == (pid if alive else None)
+    assert DeviceStatus(replace(INFO, ublksrv_pid=pid), "237:3", DISK, None).pid == (pid if alive else None)
+
+
+def test_size_of_a_device_without_a_disk(known: DeviceState) -> None:
+    assert DeviceStatus(INFO, "237:3", None, replace(known, target={"dev_size": 4096})).size == 4096
+    assert DeviceStatus(INFO, "237:3", None, None).size is None
 
 
 def test_advice_for_a_device_that_works(known: DeviceState) -> None:
-    assert DeviceStatus(INFO, PARAMS, known).advice == ""
+    assert DeviceStatus(INFO, "237:3", DISK, known).advice == ""
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,7 @@ def test_advice_for_a_device_that_works(known: DeviceState) -> None:
 )
 def test_advice_for_a_device_without_daemon(known: DeviceState, state: State, ours: bool, advice: str) -> None:
     info = replace(INFO, state=state, ublksrv_pid=-1)
-    assert DeviceStatus(info, PARAMS, replace(known, pid=NO_PROCESS) if ours else None).advice == advice
+    assert DeviceStatus(info, "237:3", DISK, replace(known, pid=NO_PROCESS) if ours else None).advice == advice
 
 
 def test_affinity_of_a_thread_that_lives() -> None:

@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 
 from ublkpy.daemon import inspect, recover
+from ublkpy.daemon.disk import Disk
 from ublkpy.daemon.inspect import DeviceStatus
-from ublkpy.daemon.recover import _recoverable
+from ublkpy.daemon.recover import _check_same, _recoverable
 from ublkpy.daemon.state import DeviceState, process_start_time
-from ublkpy.errors import BusyError, UblkError
-from ublkpy.uring.uapi import Attr, DevInfo, Feature, Params, State
+from ublkpy.errors import BusyError, NoDeviceError, UblkError
+from ublkpy.tgt.base import Geometry
+from ublkpy.uring.uapi import Attr, DevInfo, Feature, State
 
 KNOWN = DeviceState(3, 1, 1 << 22, 1, "copy", [], {"target": {"type": "null"}}, {}, "")
 DEAD = DeviceStatus(
-    DevInfo(3, 1, 128, 524288, Feature.USER_RECOVERY, state=State.QUIESCED), Params(1 << 30, 524288, Attr(0)), KNOWN
+    DevInfo(3, 1, 128, 524288, Feature.USER_RECOVERY, state=State.QUIESCED),
+    "237:3",
+    Disk("259:1", 1 << 30, 512, 4096, Attr(0)),
+    KNOWN,
 )
 
 
@@ -83,3 +88,36 @@ def test_a_faster_recovery_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(inspect, "status", lambda dev_id: live)
     with pytest.raises(BusyError, match="needs no recovery"):
         recover._when_released(3, action)
+
+
+@pytest.mark.parametrize(
+    "now",
+    [Geometry(1 << 30), Geometry(1 << 30, io_min=512, physical_block=512), Geometry(1 << 30, rotational=True)],
+)
+def test_backing_that_can_still_serve_the_disk(now: Geometry) -> None:
+    _check_same(DEAD, now)
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (Geometry((1 << 30) - 512), "has 1G, but its backing now has "),
+        (Geometry((1 << 30) + 512), "has 1G, but its backing now has "),
+        (Geometry(1 << 30, logical_block=4096), "has blocks of 512 bytes, but its backing now takes only 4096"),
+        (Geometry(1 << 30, read_only=True), "can be written, but its backing no longer can"),
+    ],
+)
+def test_backing_that_lost_what_the_disk_has(now: Geometry, message: str) -> None:
+    with pytest.raises(UblkError, match=message):
+        _check_same(DEAD, now)
+
+
+def test_device_that_is_just_being_deleted() -> None:
+    with pytest.raises(NoDeviceError):
+        _check_same(replace(DEAD, disk=None), Geometry(1 << 30))
+
+
+def test_read_only_disk_on_a_read_only_backing() -> None:
+    assert DEAD.disk
+    read_only = replace(DEAD, disk=replace(DEAD.disk, attrs=Attr.READ_ONLY))
+    _check_same(read_only, Geometry(1 << 30, read_only=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -62,14 +63,42 @@ def test_isolated_raises_what_its_action_raised(error: UblkError) -> None:
     assert children() == []
 
 
-def test_bug_in_an_isolated_action_shows_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+def test_bug_in_an_isolated_action_shows_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     def action() -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(UblkError, match="a helper process died before it was done"):
         isolated("nothing", action, 5)
-    assert "RuntimeError: a bug" in capfd.readouterr().err
+    assert "RuntimeError: a bug" in caplog.text
     assert children() == []
+
+
+def test_what_an_isolated_action_logs_is_logged_here(caplog: pytest.LogCaptureFixture) -> None:
+    def action() -> None:
+        logging.getLogger("any").warning("half of %s", "it")
+        raise BusyError("the other half")
+
+    with pytest.raises(BusyError):
+        isolated("nothing", action, 5)
+    assert caplog.record_tuples == [("ublkpy.daemon.spawn", logging.WARNING, "half of it")]
+
+
+def test_isolated_action_that_outlives_us_keeps_no_pipe_open(tmp_path: Path) -> None:
+    code = (
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from ublkpy.daemon.spawn import isolated\n"
+        "os.dup2(1, 9)\n"
+        "def action():\n"
+        "    while not Path('go').exists(): time.sleep(0.01)\n"
+        "try: isolated('the test', action, 0.1)\n"
+        "except TimeoutError: print('late')\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path, timeout=30
+    )
+    (tmp_path / "go").touch()
+    assert shown.stdout == b"late\n"
 
 
 def test_isolated_action_that_is_killed() -> None:

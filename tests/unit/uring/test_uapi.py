@@ -210,12 +210,5 @@ def test_discard_of_the_driver_counts_only_if_it_says_so() -> None:
     assert Params.from_c(struct).discard_granularity == 0
 
 
-def test_device_numbers() -> None:
-    struct = Params(1 << 20, 65536, Attr(0)).to_c()
-    struct.devt.char_major, struct.devt.char_minor, struct.devt.disk_major, struct.devt.disk_minor = 237, 5, 259, 6
-    params = Params.from_c(struct)
-    assert (params.char_devt, params.disk_devt) == ((237, 5), (259, 6))
-
-
 def test_params_use_the_largest_device() -> None:
     assert Params(2**64 - 512, 65536, Attr(0)).to_c().basic.dev_sectors == 2**55 - 1
