@@ -136,6 +136,7 @@ void ur_ring_exit(struct ur_ring *r);
 int ur_submit_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
                   size_t cmd_len, uint64_t user_data);
 int ur_submit_cancel(struct ur_ring *r, uint64_t victim, uint64_t user_data);
+int ur_submit_async_nop(struct ur_ring *r, uint64_t user_data);
 int ur_next_cqe(struct ur_ring *r, uint64_t *user_data, int32_t *res);
 """
 

@@ -16,6 +16,13 @@ from ublkpy.uring.ffi import check, ffi, lib
 _CANCEL_GRACE = 5.0
 
 
+# After so many seconds without an answer, and then each time after twice as long, see _nudge().
+_NUDGE = 0.25
+
+# What the kernel may still write to, whenever a command that missed its deadline is done: never freed.
+_overdue: list[tuple[Any, ...]] = []
+
+
 class CommandRing:
     """A small io_uring for one uring_cmd at a time on one file.
 
@@ -34,8 +41,7 @@ class CommandRing:
             raise
         self._serial = 0
         self._in_flight: set[int] = set()
-        # What the kernel may still write to, by command: buffers of commands that missed their deadline
-        # must outlive them.
+        # What the commands in flight point to.
         self._kept: dict[int, tuple[Any, ...]] = {}
 
     def __enter__(self) -> CommandRing:
@@ -75,7 +81,16 @@ class CommandRing:
         try:
             self._wait(victim, _CANCEL_GRACE, -1)
         except TimeoutError:
-            return
+            _overdue.append(self._kept[victim])
+
+    def _nudge(self) -> None:
+        """Have the kernel start a worker thread for a command that it may have forgotten.
+
+        In kernels of 2026 (6.18.15, for one) the threads that execute commands exit when a process closes its last
+        ring (io-wq.c, IO_WQ_BIT_EXIT_ON_IDLE). A command on a new ring, sent at that moment, can be left to a
+        thread that has just decided to go. It then waits until there is more to do: that is this no-op.
+        """
+        check(lib.ur_submit_async_nop(self._ring, self._next_id()), "io_uring_enter")
 
     def _wait(self, wanted: int, timeout: float, abort_fd: int) -> int:
         deadline = time.monotonic() + timeout
@@ -84,6 +99,7 @@ class CommandRing:
         if abort_fd >= 0:
             poller.register(abort_fd, select.POLLIN)
         ident, res = ffi.new("uint64_t *"), ffi.new("int32_t *")
+        nudge = _NUDGE
         while True:
             while lib.ur_next_cqe(self._ring, ident, res) == 0:
                 self._in_flight.discard(ident[0])
@@ -93,6 +109,9 @@ class CommandRing:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(errno.ETIMEDOUT, f"no answer from the driver within {timeout:g} s")
-            ready = {fd for fd, _ in poller.poll(left * 1000)}
+            ready = {fd for fd, _ in poller.poll(min(left, nudge) * 1000)}
+            if not ready and nudge < left:
+                self._nudge()
+                nudge *= 2
             if abort_fd in ready and self._ring.fd not in ready:
                 raise InterruptedError(errno.EINTR, "interrupted")

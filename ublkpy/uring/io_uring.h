@@ -97,7 +97,9 @@ struct io_uring_rsrc_update {
 #define IORING_REGISTER_RING_FDS	20
 
 #define IOSQE_FIXED_FILE		(1U << 0)
+#define IOSQE_ASYNC			(1U << 4)
 
+#define IORING_OP_NOP			0
 #define IORING_OP_FSYNC			3
 #define IORING_OP_ASYNC_CANCEL		14
 #define IORING_OP_FALLOCATE		17

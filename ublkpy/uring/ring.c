@@ -182,6 +182,20 @@ int ur_submit_cancel(struct ur_ring *r, uint64_t victim, uint64_t user_data)
 	return submit_one(r);
 }
 
+int ur_submit_async_nop(struct ur_ring *r, uint64_t user_data)
+{
+	struct io_uring_sqe *sqe = ur_get_sqe(r);
+
+	if (!sqe)
+		return -EBUSY;
+	memset(sqe, 0, r->sqe_size);
+	sqe->opcode = IORING_OP_NOP;
+	sqe->flags = IOSQE_ASYNC;
+	sqe->fd = -1;
+	sqe->user_data = user_data;
+	return submit_one(r);
+}
+
 int ur_next_cqe(struct ur_ring *r, uint64_t *user_data, int32_t *res)
 {
 	const struct io_uring_cqe *cqe;

@@ -53,12 +53,13 @@ int ur_submit_and_wait(struct ur_ring *r, unsigned int wait_nr);
 
 /*
  * For control commands, one at a time, on a ring made with SQE128: submit a
- * uring_cmd or its cancellation, and fetch a completion without waiting
- * (-EAGAIN when there is none).
+ * uring_cmd, its cancellation, or a no-op that a kernel thread executes, and
+ * fetch a completion without waiting (-EAGAIN when there is none).
  */
 int ur_submit_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
 		  size_t cmd_len, uint64_t user_data);
 int ur_submit_cancel(struct ur_ring *r, uint64_t victim, uint64_t user_data);
+int ur_submit_async_nop(struct ur_ring *r, uint64_t user_data);
 int ur_next_cqe(struct ur_ring *r, uint64_t *user_data, int32_t *res);
 
 /* The rest is inline because it runs for each request. */

@@ -51,6 +51,26 @@ def test_many_commands_on_one_ring(plain_file: str, cmd: Any) -> None:
         assert ring._in_flight == set()
 
 
+def test_nudges_are_not_taken_for_answers(cmd: Any) -> None:
+    with CommandRing("/dev/null") as ring:
+        for _ in range(2):
+            ring._nudge()
+            ring._nudge()
+            assert ring.call(lib.UBLK_U_CMD_GET_FEATURES, cmd, 1.0) == 0
+        sent = set(ring._in_flight)
+        with pytest.raises(TimeoutError):
+            ring._wait(-1, 1.0, -1)
+        assert not ring._in_flight & sent
+
+
+def test_patience_is_nudging(cmd: Any) -> None:
+    """Nobody answers for a command that there is not."""
+    with CommandRing("/dev/null") as ring:
+        with pytest.raises(TimeoutError):
+            ring._wait(-1, 1.0, -1)
+        assert ring._serial == 2  # after 0.25 s and 0.75 s
+
+
 def test_answer_wins_over_an_abort_that_came_before(plain_file: str, cmd: Any) -> None:
     read_end, write_end = os.pipe()
     os.write(write_end, b"x")
