@@ -11,14 +11,14 @@ from collections.abc import Callable
 from ublkpy.config import DeviceConfig
 from ublkpy.daemon import ctrl, inspect, log, process, spawn
 from ublkpy.daemon.delete import delete
-from ublkpy.daemon.server import Plan, Server
-from ublkpy.errors import UblkError
+from ublkpy.daemon.server import BRING_UP_DEADLINE, Plan, Server
+from ublkpy.errors import DriverError, UblkError
 from ublkpy.uring.uapi import DevInfo
 
 _log = logging.getLogger(__name__)
 
-READY_DEADLINE = 150.0
 _NODE_DEADLINE = 30.0
+READY_DEADLINE = BRING_UP_DEADLINE + _NODE_DEADLINE
 # In the driver's ublksrv_flags: "ublk" in ASCII, then 32 random bits.
 _COOKIE_MARK = 0x75626C6B << 32
 
@@ -100,6 +100,10 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
     """The daemon's whole life, in its own process; ``begin`` brings the device up."""
     try:
         log.detach(plan.config.device.log)
+    except UblkError as e:
+        ready.failed(e)
+        return 1
+    try:
         process.close_inherited_files()
         process.harden()
         server = Server(plan)
@@ -126,9 +130,12 @@ def _plan(config: DeviceConfig) -> Plan:
 def _sweep(cookie: int) -> None:
     """Delete what a daemon that is dead now may have left in the driver; it bears the cookie."""
     try:
-        left = inspect.find_by_cookie(cookie)
-        if left is not None:
-            delete(left, force=True)
+        with spawn.uninterrupted():
+            left = inspect.find_by_cookie(cookie)
+            if left is not None:
+                delete(left, force=True)
+    except DriverError:
+        pass  # closed to the daemon as well as to us
     except UblkError as e:
         _log.error("the device could not be taken back: %s", e.message)
 

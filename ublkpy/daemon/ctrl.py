@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ublkpy.uring.uapi import DevInfo, Feature, Params
 CONTROL = Path("/dev/ublk-control")
 AUTO_ID = 0xFFFFFFFF
 _NO_QUEUE = 0xFFFF
+_CAP_SYS_ADMIN = 21  # include/uapi/linux/capability.h
 _CPU_MASK_BYTES = 1024  # 8192 CPUs, the most that x86-64 kernels are built for
 
 QUICK = 15.0
@@ -36,11 +38,15 @@ for the partition scan."""
 
 
 def require_driver() -> None:
-    """DriverError unless /dev/ublk-control can be opened."""
+    """DriverError unless /dev/ublk-control can be opened, and used."""
     try:
         os.close(os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC))
     except OSError as e:
         raise _open_error(e) from e
+    if not _may_administer():
+        raise DriverError(
+            f"no privilege to use {CONTROL}: this process lacks CAP_SYS_ADMIN", "run it as root, for example with sudo"
+        )
 
 
 class Control:
@@ -160,6 +166,12 @@ class Control:
             if e.errno == accept:
                 return
             raise command_error(command, e.errno or errno.EIO, dev_id) from e
+
+
+def _may_administer() -> bool:
+    """Whether this process has CAP_SYS_ADMIN (proc(5), capabilities(7))."""
+    effective = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(effective and int(effective[1], 16) >> _CAP_SYS_ADMIN & 1)
 
 
 def _open_error(e: OSError) -> UblkError:

@@ -44,9 +44,9 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
         daemon = _daemon_pid(dev_id)
         if not force or daemon is None:
             raise UblkError(
-                f"device {dev_id} did not stop within {timeout:g} s: its daemon (process {info.ublksrv_pid})"
-                " holds requests and does not answer them",
-                f"end that process: kill -9 {info.ublksrv_pid}"
+                f"device {dev_id} did not stop within {timeout:g} s: its server holds requests and does not answer"
+                f" them; it is open in {', '.join(openers(dev_id)) or 'no process'}",
+                "end the server with kill -9"
                 if force
                 else f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
             ) from e

@@ -21,7 +21,18 @@ _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.
 
 def to_terminal() -> None:
     """Log to stderr as it is, for a daemon in the foreground."""
-    _set_up(_Formatter(_for_terminal))
+    _set_up(_Formatter("terminal"))
+
+
+def style() -> str:
+    """What the log is, for a process that is to join it with ``join``."""
+    return next(h.formatter.style for h in logging.getLogger().handlers if isinstance(h.formatter, _Formatter))
+
+
+def join(style: str, dev_id: int) -> None:
+    """Log to the stderr that a daemon passed on, as it does."""
+    _set_up(_Formatter(style))
+    name_device(dev_id)
 
 
 def detach(file: Path | None) -> None:
@@ -32,17 +43,16 @@ def detach(file: Path | None) -> None:
     """
     path = file or LOG_FILE
     try:
-        fd, formatter = (None if file else _open_journal()), _Formatter(_for_journal)
+        fd, style = (None if file else _open_journal()), "journal"
         if fd is None:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-            formatter = _Formatter(_for_file)
+            fd, style = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640), "file"
     except OSError as e:
         raise UblkError(
             f"cannot open the log {path}: {os.strerror(e.errno or 0)}", "name another one with --log FILE"
         ) from e
     process.redirect_streams(fd)
     os.close(fd)
-    _set_up(formatter)
+    _set_up(_Formatter(style))
 
 
 def name_device(dev_id: int) -> None:
@@ -55,13 +65,13 @@ def name_device(dev_id: int) -> None:
 class _Formatter(logging.Formatter):
     """Puts a prefix before each line, those of tracebacks included: devices may share a log."""
 
-    def __init__(self, prefix: Callable[[_Formatter, logging.LogRecord], str]) -> None:
+    def __init__(self, style: str) -> None:
         super().__init__()
-        self._prefix = prefix
+        self.style = style
         self.device = "ublk"
 
     def format(self, record: logging.LogRecord) -> str:
-        prefix = self._prefix(self, record)
+        prefix = _PREFIXES[self.style](self, record)
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
@@ -76,6 +86,13 @@ def _for_file(formatter: _Formatter, record: logging.LogRecord) -> str:
 
 def _for_journal(formatter: _Formatter, record: logging.LogRecord) -> str:
     return f"<{_PRIORITY.get(record.levelno, 6)}>{formatter.device}: "
+
+
+_PREFIXES: dict[str, Callable[[_Formatter, logging.LogRecord], str]] = {
+    "terminal": _for_terminal,
+    "file": _for_file,
+    "journal": _for_journal,
+}
 
 
 def _set_up(formatter: logging.Formatter) -> None:

@@ -7,10 +7,14 @@
       └───────────┴─────────────┘        SIGTERM: another process
          on failure: delete              stops and deletes
 
+A device in use (mounted, swapped on, held by another) outlives SIGTERM, for
+at shutdown that may come before its file system is unmounted; a second one
+ends it all the same.
+
 A process that waits for STOP_DEV of its own device can end up waiting for
 itself where not even SIGKILL helps: the command holds the process, the process
 holds the requests that the command waits for. So the daemon never sends it,
-but has ``ublk del`` do it.
+but has another process do it (end.py).
 """
 
 from __future__ import annotations
@@ -28,17 +32,20 @@ import time
 from dataclasses import dataclass
 
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import state
+from ublkpy.daemon import end, log, state
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.worker import Worker
 from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.tgt.base import Geometry
 from ublkpy.uring.uapi import SECTOR, Attr, DevInfo, Feature, Params
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _OPEN_DEADLINE = 10.0
 _HELPER_DEADLINE = 120.0
+
+BRING_UP_DEADLINE = _OPEN_DEADLINE + 2 * START_DEADLINE + _HELPER_DEADLINE
+"""Seconds after which a daemon serves, or has said why not: all that it waits for, and then taking it back."""
 
 _RECOVERY_FLAGS = {
     "none": Feature(0),
@@ -91,7 +98,7 @@ class Server:
         self._workers: list[Worker] = []
         self._helper: subprocess.Popen[bytes] | None = None
         self._cdev_fd = -1
-        self._stopping = False
+        self._refused = False
         self._created = False
         # Signals and threads that end write a byte here and so wake the main thread.
         self._wake_r, self._wake_w = socket.socketpair()
@@ -138,25 +145,25 @@ class Server:
 
     def unheard(self) -> None:
         """The command that waited for us was killed: nobody knows of a device that is new, so it ends."""
-        log.warning("the command that waited for this device was killed")
+        _log.warning("the command that waited for this device was killed")
         if self._created:
             signal.raise_signal(signal.SIGTERM)
 
     def serve(self, info: DevInfo) -> int:
         """Until the driver has taken the device back. Returns the exit status."""
-        log.info("serving /dev/ublkb%d", info.dev_id)
+        _log.info("serving /dev/ublkb%d", info.dev_id)
         while any(worker.serving for worker in self._workers):
             asked = self._woken(timeout=None)
             self._check_helper()
-            if asked and not self._stopping:
-                log.info("asked to end: deleting /dev/ublkb%d", info.dev_id)
-                self._start_helper(info.dev_id)
+            if asked and self._helper is None:
+                _log.info("asked to end: deleting /dev/ublkb%d", info.dev_id)
+                self._start_helper(info.dev_id, force=self._refused)
             self._check_workers()
         self._check_workers()
         self._close()
         state.remove(info.dev_id, self._plan.cookie)
         self._wait_helper()
-        log.info("/dev/ublkb%d has ended", info.dev_id)
+        _log.info("/dev/ublkb%d has ended", info.dev_id)
         return 0
 
     # -- bring-up --------------------------------------------------------------------------
@@ -205,10 +212,12 @@ class Server:
         )
 
     def _cause(self, e: BaseException) -> BaseException:
-        """What to tell the user: a queue's own error rather than the interruption that it caused."""
+        """What to tell the user: rather than the interruption, what caused it."""
         for worker in self._workers:
             if isinstance(e, InterruptedByUser) and worker.error:
                 e = worker.error
+        if isinstance(e, InterruptedByUser) and not self._woken(timeout=0):
+            return UblkError("the device was stopped by another process while it was set up", "try again")
         if isinstance(e, OSError):
             hint = (
                 "use a smaller depth, fewer queues or smaller buffers (max_io_buf_bytes)"
@@ -220,8 +229,8 @@ class Server:
 
     def abandon(self, dev_id: int) -> None:
         """Delete a device that nobody has heard of yet, and end its queues."""
-        self._start_helper(dev_id)
-        deadline = time.monotonic() + _HELPER_DEADLINE
+        self._start_helper(dev_id, force=True)
+        deadline = time.monotonic() + (_HELPER_DEADLINE if self._helper else 0)
         for worker in self._workers:
             if worker.ident is not None:
                 worker.join(max(0, deadline - time.monotonic()))
@@ -246,28 +255,28 @@ class Server:
             return False
         return any(number in events for number in (signal.SIGTERM, signal.SIGINT))
 
-    def _start_helper(self, dev_id: int) -> None:
-        """Have another process stop and delete the device; it kills this one if that hangs."""
-        self._stopping = True
-        self._helper = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ublkpy", "del", "--force", "-n", str(dev_id)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+    def _start_helper(self, dev_id: int, *, force: bool) -> None:
+        """Have another process stop and delete the device; with ``force``, it kills this one if that hangs."""
+        argv = [sys.executable, "-P", "-m", end.__name__, log.style(), str(dev_id), *(["--force"] if force else [])]
+        try:
+            self._helper = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as e:
+            _log.error("cannot start the process that deletes the device: %s", e)
 
     def _check_helper(self) -> None:
-        """After a deletion that failed, the next signal may try again."""
+        """After a deletion that failed, the next signal tries again, with force."""
         if self._helper and self._helper.poll():
-            log.error("the device could not be deleted; see the messages before")
-            self._helper, self._stopping = None, False
+            _log.warning("the device stays; another signal ends it by force")
+            self._helper, self._refused = None, True
 
     def _wait_helper(self) -> None:
         if self._helper:
             try:
                 self._helper.wait(_HELPER_DEADLINE)
             except subprocess.TimeoutExpired:
-                log.error("deleting the device takes more than %g s", _HELPER_DEADLINE)
+                _log.error("deleting the device takes more than %g s", _HELPER_DEADLINE)
 
     def _check_workers(self) -> None:
         """A queue that failed cannot be served any more, and with it the device: end the process.
@@ -277,7 +286,7 @@ class Server:
         """
         for worker in self._workers:
             if worker.error:
-                log.critical("queue %d failed: giving the device up", worker.q_id, exc_info=worker.error)
+                _log.critical("queue %d failed: giving the device up", worker.q_id, exc_info=worker.error)
                 logging.shutdown()
                 os._exit(1)
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from ublkpy.daemon import process
@@ -94,18 +94,15 @@ class Child:
         return message
 
     def end(self, *, kill: bool = False) -> None:
-        """End the daemon: in good order if it can and not ``kill``, else at once. Ctrl-C does not interrupt that."""
+        """End the daemon: in good order if it can and not ``kill``, else at once."""
         if not self.pid:
             return
-        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with uninterrupted():
             if not kill:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGTERM)
             if kill or not wait_end(self.pid, _ORDERLY_END):
                 wait_end(self.pid, _ORDERLY_END, kill=True)
-        finally:
-            signal.signal(signal.SIGINT, on_interrupt)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -223,6 +220,16 @@ def _run(body: Callable[[], int], mask: set[int | signal.Signals]) -> NoReturn:
         with contextlib.suppress(Exception):
             logging.shutdown()
         os._exit(status)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C has no effect on what is done in here: it cleans up, with deadlines of its own."""
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
 
 
 def wait_end(pid: int, timeout: float, *, kill: bool = False) -> bool:

@@ -7,6 +7,7 @@ synced, renamed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -59,20 +60,25 @@ class DeviceState:
 
 
 def write(state: DeviceState) -> None:
-    """Replace the device's file; a crash leaves the old or the new one, never a part."""
-    RUN_DIR.mkdir(mode=0o755, exist_ok=True)
+    """Replace the device's file; a crash leaves the old or the new one, never a part. Raises UblkError."""
     path = _path(state.dev_id)
     new = _unfinished(state.dev_id)
+    text = json.dumps({"version": VERSION, **asdict(state)}, indent=1)
     try:
+        RUN_DIR.mkdir(mode=0o755, exist_ok=True)
         new.unlink(missing_ok=True)  # of a daemon that was killed meanwhile
         with os.fdopen(os.open(new, _NEW_FILE, 0o600), "w") as f:
-            json.dump({"version": VERSION, **asdict(state)}, f, indent=1)
+            f.write(text)
             f.flush()
             os.fsync(f.fileno())
         new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise UblkError(
+            f"cannot write the state file {path}: {os.strerror(e.errno or errno.EIO)}",
+            f"is there room in /run, and is {RUN_DIR} a folder of ours?",
+        ) from e
 
 
 def read(dev_id: int) -> DeviceState | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 
 from ublkpy.daemon import mounts
@@ -31,13 +32,16 @@ def check_unused(dev_id: int) -> None:
 
 
 def openers(dev_id: int) -> list[str]:
-    """The processes that have a node of the device open, also one that is removed already."""
-    nodes = {f"/dev/ublk{kind}{dev_id}{gone}" for kind in "bc" for gone in ("", " (deleted)")}
+    """The processes that have a node of the device open: its server, and users of the disk and its partitions.
+
+    Also one whose node is removed already.
+    """
+    node = re.compile(rf"/dev/ublk(c{dev_id}|b{dev_id}(p\d+)?)( \(deleted\))?")
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         # Processes end while we look.
         with contextlib.suppress(OSError):
-            if any(str(fd.readlink()) in nodes for fd in (process / "fd").iterdir()):
+            if any(node.fullmatch(str(fd.readlink())) for fd in (process / "fd").iterdir()):
                 found.append(f"process {process.name} ({(process / 'comm').read_text().strip()})")
     return found
 

@@ -78,7 +78,7 @@ def test_failed_write_keeps_the_old_file_and_no_part_of_the_new(path: Path) -> N
 
 def test_failed_rename_leaves_nothing(path: Path) -> None:
     path.mkdir()  # a file cannot replace a folder
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(UblkError, match=f"cannot write the state file {path}: Is a directory"):
         state.write(STATE)
     assert [entry.name for entry in path.parent.iterdir()] == ["5.json"]
 
