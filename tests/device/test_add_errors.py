@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import ublkpy.tgt.loop
 import ublkpy.tgt.null  # noqa: F401 - loaded here, because an ordinary user might not be able to
 from ublkpy.daemon import inspect, state
 from ublkpy.daemon.ctrl import CONTROL
+from ublkpy.daemon.state import RUN_DIR
 from ublkpy.errors import ExitCode
 from ublkpy.uring.uapi import State
 
@@ -208,12 +210,63 @@ def test_a_log_in_a_missing_folder(scratch: Path) -> None:
 
 def test_a_log_that_is_a_folder(scratch: Path) -> None:
     done = program.ublk("add", "-t", "null", "--log", str(scratch))
+    assert done.err.count("cannot open the log") == 1
     expect_refusal(done, ExitCode.FAILED, f"cannot open the log {scratch}: Is a directory", "--log FILE")
 
 
 def test_a_log_on_a_full_disk_stops_nobody(devices: Devices) -> None:
     device = devices.null(log=Path("/dev/full"))
     assert len(disk.read(device.node, 0, 4096)) == 4096
+
+
+# -- privilege and state ---------------------------------------------------------------------
+
+
+def test_without_privilege_although_the_driver_can_be_opened() -> None:
+    drop = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", program.executable(), "add", "-t", "null"]
+    done = subprocess.run(drop, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (ExitCode.NO_DRIVER, "")
+    assert "lacks CAP_SYS_ADMIN" in done.stderr
+    assert "run it as root" in done.stderr
+
+
+def test_a_state_folder_that_is_a_file() -> None:
+    RUN_DIR.mkdir(exist_ok=True)
+    aside = RUN_DIR.rename(RUN_DIR.with_name("ublkpy.aside"))
+    RUN_DIR.touch()
+    try:
+        done = program.ublk("add", "-t", "null")
+    finally:
+        RUN_DIR.unlink()
+        aside.rename(RUN_DIR)
+    expect_refusal(done, ExitCode.FAILED, f"cannot write the state file {RUN_DIR}/0.json: ", "is there room in /run")
+
+
+# -- nobody hears the name of the device -----------------------------------------------------
+
+
+def stdout_to(path: str) -> None:
+    os.dup2(os.open(path, os.O_WRONLY), 1)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--foreground",), ("--foreground", "--json")], ids=" ".join)
+def test_a_full_stdout(options: tuple[str, ...]) -> None:
+    done = program.ublk("add", "-t", "null", *options, prepare=lambda: stdout_to("/dev/full"))
+    assert (done.status, inspect.device_ids()) == (ExitCode.FAILED, [])
+    assert "ublk: error: cannot print the name of the new device: No space left on device" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("options", [(), ("--foreground",)], ids=" ".join)
+def test_a_reader_that_has_gone(options: tuple[str, ...]) -> None:
+    def into_the_void() -> None:
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        os.dup2(write_end, 1)
+
+    done = program.ublk("add", "-t", "null", *options, prepare=into_the_void)
+    assert (done.status, inspect.device_ids()) == (ExitCode.FAILED, [])
+    assert "cannot print the name of the new device: Broken pipe" in done.err
 
 
 # -- interruptions ---------------------------------------------------------------------------

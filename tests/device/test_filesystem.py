@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
+import signal
 import struct
 from pathlib import Path
 
 import pytest
 
 from ublkpy.daemon import inspect
+from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import ExitCode
 
 from . import disk, kernel, program
@@ -112,6 +115,38 @@ def test_force_deletes_a_mounted_device(devices: Devices, scratch: Path) -> None
         assert f"{device.node} is mounted on {point}" in done.err
         assert not device.node.exists()
     until(lambda: not device.exists(), "the id is free when the file system is gone")
+
+
+def test_a_mounted_device_outlives_the_first_sigterm(devices: Devices, scratch: Path) -> None:
+    """It comes early at shutdown; who means it can say it again."""
+    log = scratch / "log"
+    device = devices.loop(disk.image(scratch / "image", 16 * MIB), log=log)
+    make_ext4(device)
+    pid = device.pid
+    with kernel.mounted(device.node, scratch / "mnt") as point:
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: "another signal ends it by force" in log.read_text(), "the daemon has refused")
+        assert f"{device.node} is mounted on {point}" in log.read_text()
+        assert all(f" ublkb{device.id}[" in line or " ublk[" in line for line in log.read_text().splitlines())
+        (point / "file").write_text("still works")
+        run("sync", "-f", point)
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not device.node.exists(), "the disk is gone")
+    assert wait_end(pid, 30)
+    until(lambda: not device.exists(), "the id is free when the file system is gone")
+
+
+def test_an_unmounted_device_goes_with_the_second_sigterm(devices: Devices, scratch: Path) -> None:
+    log = scratch / "log"
+    device = devices.loop(disk.image(scratch / "image", 16 * MIB), log=log)
+    make_ext4(device)
+    pid = device.pid
+    with kernel.mounted(device.node, scratch / "mnt"):
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: "another signal ends it by force" in log.read_text(), "the daemon has refused")
+    os.kill(pid, signal.SIGTERM)
+    assert wait_end(pid, 30)
+    assert not device.exists()
 
 
 def test_del_refuses_swap(devices: Devices, scratch: Path) -> None:

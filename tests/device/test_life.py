@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -336,6 +337,66 @@ def test_a_slow_daemon_is_not_a_stuck_one(devices: Devices, scratch: Path) -> No
             delete(device.id, force=True, wait=False, timeout=2)
     assert image.read_bytes() == data
     until(lambda: not device.exists(), "the device is gone when nobody has it open any more")
+
+
+def test_dirty_pages_of_a_device_with_recovery_are_written_at_del(devices: Devices, scratch: Path) -> None:
+    """On such a device, the driver's stop fails new requests before it writes them."""
+    data = disk.pattern(MIB)
+    image = disk.image(scratch / "image", len(data))
+    device = devices.loop(image, recovery="queue")
+    with held_open(device.node, os.O_RDWR) as fd:
+        os.write(fd, data)
+        delete(device.id, wait=False)
+    assert image.read_bytes() == data
+    until(lambda: not device.exists(), "the device is gone when nobody has it open any more")
+
+
+@contextmanager
+def stuck(device: Device, *reader: str) -> Iterator[None]:
+    """A daemon that does not answer, and a program that waits for it."""
+    os.kill(device.pid, signal.SIGSTOP)
+    reads = subprocess.Popen(reader, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: (device.sysfs / "inflight").read_text().split()[0] != "0", "the read is under way")
+        yield
+    finally:
+        if device.exists():
+            os.kill(device.pid, signal.SIGCONT)
+        reads.wait(30)
+
+
+@pytest.mark.logs
+def test_force_deletes_a_device_on_which_an_open_is_stuck(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As udev's, or of a partition scan."""
+    monkeypatch.setattr("ublkpy.daemon.delete._OPEN_DEADLINE", 2.0)
+    device = devices.null()
+    pid = device.pid
+    with stuck(device, "blockdev", "--rereadpt", str(device.node)):
+        with pytest.raises(BusyError, match="cannot be opened: its daemon does not answer"):
+            delete(device.id)
+        delete(device.id, force=True, timeout=2)
+        assert wait_end(pid, 0)
+        assert not device.exists()
+
+
+def test_a_stuck_device_holds_nothing_else_up(devices: Devices) -> None:
+    device = devices.null()
+    with stuck(device, "dd", f"if={device.node}", "iflag=direct", "count=1"):
+        with pytest.raises(UblkError, match="did not stop within 2 s: its server holds requests") as caught:
+            delete(device.id, timeout=2)
+        assert f"process {device.pid} (" in caught.value.message
+        # the driver goes on with the stop, and holds the device's mutex
+        assert f"process {device.pid} (" in caught.value.message
+        listed = program.ublk("list")
+        assert (listed.status, listed.out.splitlines()[1].split()[:5]) == (
+            0,
+            ["0", "/dev/ublkb0", "null", "64M", "LIVE"],
+        )
+        assert program.ublk("list", "-n", "0").status == 0
+        added = program.ublk("add", "-t", "null", "--json")
+        assert added.status == 0, added.err
+        devices.remove(devices.adopt(1))
+    until(lambda: not device.exists() or device.state is State.DEAD, "the stop has gone through")
 
 
 def test_sigterm_to_the_daemon_deletes_its_device(devices: Devices) -> None:

@@ -36,7 +36,7 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
     if user and not force:
         raise user
     if user:
-        log.warning("%s: it fails from now on, and the id is free only when that is gone", user.message)
+        log.warning("%s; deleting it all the same: what uses it gets errors, and then frees the id", user.message)
         wait = False
     try:
         _stop(dev_id, timeout, flush=_loses_dirty_pages(info))

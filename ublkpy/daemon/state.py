@@ -115,8 +115,9 @@ def remove(dev_id: int, cookie: int | None = None) -> None:
             state = read(dev_id)
             if state and state.cookie != cookie:
                 return
-    _path(dev_id).unlink(missing_ok=True)
-    _unfinished(dev_id).unlink(missing_ok=True)
+    for path in (_path(dev_id), _unfinished(dev_id)):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 def process_start_time(pid: int) -> int | None:
