@@ -10,7 +10,7 @@ from typing import TypeVar
 from ublkpy.config import from_dump
 from ublkpy.daemon import inspect, spawn, state
 from ublkpy.daemon.add import run_daemon, start_daemon
-from ublkpy.daemon.ctrl import QUICK, Control
+from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.server import Plan, Server
 from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import BusyError, UblkError, no_device
@@ -43,6 +43,8 @@ def recover(dev_id: int) -> None:
     plan = Plan(config, _when_released(dev_id, config.target.open), known.cookie)
 
     def begin(server: Server) -> DevInfo:
+        # Here, not before the fork: it waits for a mutex where no signal reaches it.
+        _when_released(dev_id, lambda: _start_recovery(dev_id))
         server.take_over(device.info)
         return device.info
 
@@ -51,7 +53,6 @@ def recover(dev_id: int) -> None:
 
     try:
         _check_same(device, plan.geometry)
-        _when_released(dev_id, lambda: _start_recovery(dev_id))
         start_daemon(body, new=False)
     finally:
         config.target.close()
@@ -120,17 +121,8 @@ def _wait_quiesced(dev_id: int) -> None:
 
 
 def _start_recovery(dev_id: int) -> None:
-    def start() -> None:
-        with Control() as control:
-            control.start_recovery(dev_id)
-
-    try:
-        spawn.isolated(f"device {dev_id} to take a new daemon", start, QUICK)
-    except TimeoutError as e:
-        raise UblkError(
-            f"device {dev_id} does not take a new daemon: somebody is stopping it or recovering it",
-            "see who with: ps -C ublk; or try again later",
-        ) from e
+    with Control() as control:
+        control.start_recovery(dev_id)
 
 
 def _when_released(dev_id: int, action: Callable[[], T]) -> T:

@@ -32,7 +32,7 @@ import time
 from dataclasses import dataclass
 
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import end, log, state
+from ublkpy.daemon import end, inspect, log, state
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.worker import Worker
 from ublkpy.errors import InterruptedByUser, UblkError
@@ -141,6 +141,8 @@ class Server:
                 self._bring_up(control, info)
                 control.end_recovery(info.dev_id, self._wake_r.fileno())
             except BaseException as e:
+                if info.dev_id not in inspect.device_ids():  # deleted meanwhile, and our state file after that
+                    state.remove(info.dev_id, self._plan.cookie)
                 raise self._cause(e) from e
 
     def unheard(self) -> None:
