@@ -146,6 +146,8 @@ def test_unknown_target_lists_all(ublk: Run) -> None:
         (["add", "-t", "null", "-n", "1048576"], "out of range: -1 to 1048575"),
         (["add", "-t", "null", "--size", "1.5x"], "'1.5x' is not a size such as 4096, 64k or 1G"),
         (["add", "-t", "null", "--size", "1000"], "1000 is not a multiple of 512"),
+        (["add", "-t", "null", "--size", "16E"], "16E is too large: at most 9223372036854775296 bytes"),
+        (["add", "-t", "null", "--size", "1000000E"], "1000000E is too large"),
         (["add", "-t", "null", "--recovery", "often"], "none, queue, reissue, fail"),
         (["add", "-t", "loop"], "file is missing: target loop needs -f or --file"),
         (["add", "-t", "null", "-i", "1", "-e", "1"], "nor -i with -e"),

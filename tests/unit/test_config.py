@@ -225,6 +225,13 @@ def test_several_mistakes_are_all_listed_by_line(write: Write) -> None:
     ]
 
 
+def test_size_that_no_device_can_have(write: Write) -> None:
+    assert mistakes(write("target:\n  type: null\n  size: 16E")) == [
+        "3: target.size: 16E is too large: at most 9223372036854775296 bytes, one sector less than 8E",
+        "      size: 16E",
+    ]
+
+
 # -- mistakes: targets ---------------------------------------------------------------------
 
 

@@ -23,6 +23,9 @@ from typing import Any, ClassVar, Literal, NewType, Union, get_args, get_origin,
 
 SECTOR = 512
 
+MAX_BYTES = 2**63 - SECTOR
+"""The size of the largest device: the kernel counts the bytes of files and devices in a signed 64-bit number."""
+
 Size = NewType("Size", int)
 """A number of bytes."""
 
@@ -148,7 +151,13 @@ def parse_size(raw: object) -> int:
     size = Fraction(match[1]) * _UNITS[(match[2] or match[3]).lower()]
     if size.denominator != 1:
         raise ValueError(f"{raw!r} is not a whole number of bytes")
-    return int(size)
+    return _limited(int(size), raw)
+
+
+def _limited(size: int, raw: object) -> int:
+    if size > MAX_BYTES:
+        raise ValueError(f"{raw} is too large: at most {MAX_BYTES} bytes, one sector less than 8E")
+    return size
 
 
 def format_size(size: int) -> str:
@@ -164,7 +173,7 @@ def format_size(size: int) -> str:
 
 def _parse_offset(raw: object) -> int:
     bare = isinstance(raw, int) or (isinstance(raw, str) and raw.strip().isdigit())
-    return parse_size(raw) * (SECTOR if bare else 1)
+    return _limited(parse_size(raw) * (SECTOR if bare else 1), raw)
 
 
 def _parse_bool(raw: object) -> bool:
