@@ -11,7 +11,7 @@ from pathlib import Path
 from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt.backing import Backing, Limits
 from ublkpy.tgt.base import Geometry, Target
-from ublkpy.tgt.options import SECTOR, Offset, Size, format_size, option
+from ublkpy.tgt.options import SECTOR, Offset, Size, exact_size, option
 from ublkpy.uring.queue import Linear, Map
 
 
@@ -84,13 +84,13 @@ class LoopTarget(Target):
             raise UblkError(f"backing file {self.file} is empty", f"give it a size with: truncate -s 1G {self.file}")
         if self.offset >= end:
             raise ConfigError(
-                f"offset {format_size(self.offset)} is not inside {self.file}, which has {format_size(end)}"
+                f"offset {exact_size(self.offset)} is not inside {self.file}, which has {exact_size(end)}"
             )
         size = end - self.offset if self.size is None else self.size
         if self.offset + size > end:
             raise ConfigError(
-                f"{self.file} has {format_size(end)}: too short for {format_size(size)} at offset"
-                f" {format_size(self.offset)}",
+                f"{self.file} has {exact_size(end)}: too short for {exact_size(size)} at offset"
+                f" {exact_size(self.offset)}",
                 "" if self._backing.is_block_device else f"grow it with: truncate -s {self.offset + size} {self.file}",
             )
         return size

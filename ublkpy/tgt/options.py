@@ -33,6 +33,7 @@ Offset = NewType("Offset", int)
 """A place in bytes; written as ublksrv does, where a number without a unit counts 512-byte sectors."""
 
 _UNITS = {"": 1, "s": SECTOR, "b": 1} | {unit: 1024**n for n, unit in enumerate("kmgtpe", 1)}
+_SHOWN_UNITS = "BKMGTPE"
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,23 @@ def _limited(size: int, raw: object) -> int:
 
 
 def format_size(size: int) -> str:
-    """A size for people: exact where a unit divides it, else with one decimal place."""
-    units = ["B", "K", "M", "G", "T", "P", "E"]
-    value = float(size)
-    for unit in units:
-        if value < 1024 or unit == units[-1]:
-            return f"{value:.0f}{unit}" if value == int(value) else f"{value:.1f}{unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
+    """A size for people: "1G", "1.5G"; with two decimal places it is rounded down.
+
+    Never up: an image that lacks a sector must not look whole. So 10 MiB are "10M", a sector less is "9.99M"
+    and a sector more "10.00M".
+    """
+    power = max(0, min((size.bit_length() - 1) // 10, len(_SHOWN_UNITS) - 1))
+    letter, unit = _SHOWN_UNITS[power], 1024**power
+    whole, rest = divmod(size, unit)
+    if rest * 10 % unit:
+        return f"{whole}.{rest * 100 // unit:02}{letter}"
+    return f"{whole}.{rest * 10 // unit}".removesuffix(".0") + letter
+
+
+def exact_size(size: int) -> str:
+    """The same to compare sizes by: with the number of bytes where it is rounded."""
+    text = format_size(size)
+    return f"{text} ({size} bytes)" if re.search(r"\.\d\d", text) else text
 
 
 def _parse_offset(raw: object) -> int:

@@ -19,7 +19,7 @@ from ublkpy.errors import BusyError, ConfigError, UblkError
 from ublkpy.tgt import backing
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.loop import LoopTarget
-from ublkpy.tgt.options import format_size
+from ublkpy.tgt.options import exact_size
 from ublkpy.uring.queue import Linear
 
 MIB = 1 << 20
@@ -179,7 +179,13 @@ def test_part_of_a_file(disk: Path, values: dict[str, int], size: int) -> None:
 def test_offset_behind_the_end(disk: Path, offset: int) -> None:
     error = refused(file=disk, offset=offset)
     assert isinstance(error, ConfigError)
-    assert error.message == f"offset {format_size(offset)} is not inside {disk}, which has 1M"
+    assert error.message == f"offset {exact_size(offset)} is not inside {disk}, which has 1M"
+
+
+def test_size_that_lacks_a_sector_is_told_exactly(disk: Path) -> None:
+    os.truncate(disk, MIB - 512)
+    assert refused(file=disk, size=MIB).message == (f"{disk} has 1023.5K: too short for 1M at offset 0B")
+    assert "too short for 1.00M (1049088 bytes)" in refused(file=disk, size=MIB + 512).message
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 2 * MIB), (512, MIB), (MIB - 512, 1024)])

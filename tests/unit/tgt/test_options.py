@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ublkpy.tgt.options import MAX_BYTES, Configurable, Offset, Size, format_size, option, parse_size
+from ublkpy.tgt.options import MAX_BYTES, Configurable, Offset, Size, exact_size, format_size, option, parse_size
 
 
 class Disk(Configurable):
@@ -130,9 +130,16 @@ def test_decimal_size_is_exact_or_refused(number: object, unit: str) -> None:
         (1024, "1K"),
         (1536, "1.5K"),
         (1 << 20, "1M"),
-        ((1 << 20) + 512, "1.0M"),
+        ((1 << 20) + 512, "1.00M"),
+        (10 << 20, "10M"),
+        ((10 << 20) - 512, "9.99M"),
+        ((10 << 20) + 512, "10.00M"),
+        ((1 << 40) - 1, "1023.99G"),
+        (1000204886016, "931.51G"),
+        (5 << 28, "1.25G"),
         (250 << 30, "250G"),
         (1 << 60, "1E"),
+        (2**63 - 512, "7.99E"),
         (1 << 70, "1024E"),
     ],
 )
@@ -144,6 +151,21 @@ def test_size_for_people(size: int, text: str) -> None:
 def test_size_for_people_can_be_read_back(number: int, power: int) -> None:
     size = number * 1024**power
     assert parse_size(format_size(size)) == size
+    assert exact_size(size) == format_size(size)
+
+
+@given(st.integers(0, MAX_BYTES))
+def test_size_for_people_is_exact_or_rounded_down_by_less_than_a_percent(size: int) -> None:
+    number, unit = format_size(size)[:-1], 1024 ** "BKMGTPE".index(format_size(size)[-1])
+    shown = Fraction(number) * unit
+    assert shown <= size < shown + Fraction(unit, 100)
+    if number[-3:-2] != ".":
+        assert shown == size
+
+
+def test_size_to_compare_by_has_the_bytes_where_it_is_rounded() -> None:
+    assert exact_size((10 << 20) - 512) == "9.99M (10485248 bytes)"
+    assert (exact_size(10 << 20), exact_size(3 << 29)) == ("10M", "1.5G")
 
 
 # -- offsets -------------------------------------------------------------------------------
