@@ -188,6 +188,7 @@ _DEVICE_ID = _DeviceId(0, 2**20 - 1)
 _id_option: Callable[[Any], Any] = click.option(
     "-n", "--number", "dev_id", type=_DEVICE_ID, required=True, help="device id", shell_complete=_complete_ids
 )
+_SWITCH = click.Choice([0, 1])
 _json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
@@ -209,10 +210,10 @@ def cli() -> None:
 @click.option("-c", "--config", "file", type=click.Path(path_type=Path), help="YAML file; other options win over it")
 @click.option("--foreground", is_flag=True, help="stay attached, log to stderr, end with SIGINT or SIGTERM")
 @_json_option
-@click.option("-r", "--user_recovery", "r", type=int, metavar="0|1", help="as ublksrv: --recovery queue")
-@click.option("-i", "--user_recovery_reissue", "i", type=int, metavar="0|1", help="as ublksrv: --recovery reissue")
-@click.option("-e", "--user_recovery_fail_io", "e", type=int, metavar="0|1", help="as ublksrv: --recovery fail")
-@click.option("-u", "--uring_comp", type=int, metavar="0|1", help="as ublksrv; the driver always does it")
+@click.option("-r", "--user_recovery", "r", type=_SWITCH, metavar="0|1", help="as ublksrv: --recovery queue")
+@click.option("-i", "--user_recovery_reissue", "i", type=_SWITCH, metavar="0|1", help="as ublksrv: --recovery reissue")
+@click.option("-e", "--user_recovery_fail_io", "e", type=_SWITCH, metavar="0|1", help="as ublksrv: --recovery fail")
+@click.option("-u", "--uring_comp", type=_SWITCH, metavar="0|1", help="as ublksrv; the driver always does it")
 @click.pass_context
 def add(
     ctx: click.Context,
