@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +100,12 @@ class Add(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         target = ctx.meta.get(_TARGET)
-        declared = tgt.find(target).options.values() if target else ()
         own, (help_option,) = super().get_params(ctx)[:-1], super().get_params(ctx)[-1:]
-        return [*own, *(Declared(opt, "target") for opt in declared), help_option]
+        return [*own, *(_options_of(target) if target else ()), help_option]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
-            ctx.meta[_TARGET] = _named_target(ctx, args)
+            ctx.meta[_TARGET] = self._named_target(ctx, args)
         except UblkError:
             if not ctx.resilient_parsing:  # completion must not talk
                 raise
@@ -120,6 +118,23 @@ class Add(click.Command):
                 f"no target given, and {e.option_name} is no option of every device",
                 f"add -t with one of: {', '.join(tgt.names())}",
             ) from e
+
+    def _named_target(self, ctx: click.Context, args: list[str]) -> str | None:
+        """The target that ``-t`` or the file of ``-c`` names, before the rest can be parsed."""
+        # With the options of all targets: what looks like -t or -c may be the value of one of them.
+        lenient = click.Context(self, parent=ctx, resilient_parsing=True, ignore_unknown_options=True)
+        parser = self.make_parser(lenient)
+        for target in tgt.names():
+            for param in _options_of(target):
+                param.add_to_parser(parser, lenient)
+        said, _, _ = parser.parse_args(list(args))
+        name, file = said.get("target_type"), said.get("file")
+        if file:
+            # Read once: it may be a pipe.
+            ctx.meta[_FILE] = config.read_yaml(Path(file))
+        if name:
+            return tgt.find(name).name
+        return ctx.meta[_FILE].target_type if file else None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         target = ctx.meta.get(_TARGET)
@@ -142,28 +157,8 @@ _TARGET = "ublkpy.target"
 _FILE = "ublkpy.file"
 
 
-def _named_target(ctx: click.Context, args: list[str]) -> str | None:
-    """The target that ``-t`` or the file of ``-c`` names, before the rest can be parsed."""
-    name, file = _last_value(args, "-t", "--type"), _last_value(args, "-c", "--config")
-    if file:
-        # Read once: it may be a pipe.
-        ctx.meta[_FILE] = config.read_yaml(Path(file))
-    if name:
-        return tgt.find(name).name
-    return ctx.meta[_FILE].target_type if file else None
-
-
-def _last_value(args: list[str], short: str, long: str) -> str | None:
-    """The value of an option among arguments of which not all are known yet."""
-    value = None
-    for arg, following in zip_longest(args, args[1:]):
-        if arg in (short, long):
-            value = following
-        elif arg.startswith(f"{long}="):
-            value = arg.removeprefix(f"{long}=")
-        elif arg.startswith(short) and not arg.startswith("--"):
-            value = arg.removeprefix(short)
-    return value
+def _options_of(target: str) -> list[Declared]:
+    return [Declared(opt, "target") for opt in tgt.find(target).options.values()]
 
 
 def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

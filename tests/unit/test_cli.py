@@ -260,6 +260,22 @@ def test_ways_to_name_the_target(ublk: Run, added: list[DeviceConfig], target: l
     assert added[0].target.size == 1 << 20
 
 
+@pytest.mark.parametrize("name", ["-test.img", "-crazy.yaml", "--type=null", "-t", "--config", "--"])
+def test_value_that_looks_like_the_target_or_the_file(
+    ublk: Run, added: list[DeviceConfig], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir("/")
+    assert ublk("add", "-t", "loop", "-f", name).code == 0
+    assert ublk("add", "-f", name, "--log", name, "-t", "loop").code == 0
+    assert [config.target.backing() for config in added] == [f"/{name}", f"/{name}"]
+    assert added[1].device.log == Path("/", name)
+
+
+def test_last_target_counts(ublk: Run, added: list[DeviceConfig]) -> None:
+    assert ublk("add", "-t", "loop", "-tnull").code == 0
+    assert added[0].target.name == "null"
+
+
 def test_file_names_the_target_and_the_command_line_wins(ublk: Run, added: list[DeviceConfig], null_yaml: Path) -> None:
     assert ublk("add", "-c", null_yaml, "-d", "32", "--size", "2G").code == 0
     config = added[0]
