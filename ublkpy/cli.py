@@ -25,8 +25,11 @@ def main() -> None:
     logging.basicConfig(format="ublk: %(message)s", level=logging.INFO)
     try:
         status = cli.main(standalone_mode=False)
-    except click.ClickException as e:
+    except click.exceptions.NoArgsIsHelpError as e:
         e.show()
+        status = e.exit_code
+    except click.ClickException as e:
+        show_error(_in_our_words(e))
         status = e.exit_code
     except UblkError as e:
         show_error(e)
@@ -49,6 +52,15 @@ def show_error(e: UblkError) -> None:
     click.echo(f"ublk: error: {e.message}", err=True)
     if e.hint:
         click.echo(f"  hint: {e.hint}", err=True)
+
+
+def _in_our_words(e: click.ClickException) -> UblkError:
+    """An error of click's, with the help that belongs to it."""
+    # There is no context where an option lacks its value.
+    ctx = e.ctx if isinstance(e, click.UsageError) else None
+    target = ctx.meta.get(_TARGET) if ctx else None
+    shows_help = f"ublk help -t {target}" if target else f"{ctx.command_path if ctx else 'ublk'} --help"
+    return UblkError(e.format_message().rstrip("."), f"see: {shows_help}")
 
 
 class Declared(click.Option):

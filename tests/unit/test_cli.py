@@ -84,8 +84,10 @@ def null_yaml(tmp_path: Path) -> Path:
 
 
 def usage_error(result: Result) -> str:
-    """Check that it is one, and give back what is said."""
+    """Check that it is one, told as every error is, and give back what is said."""
     assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("ublk: error: ")
+    assert "Usage:" not in result.err
     assert "Traceback" not in result.err
     return result.err
 
@@ -94,8 +96,10 @@ def usage_error(result: Result) -> str:
 
 
 def test_no_command_shows_the_commands_on_stderr(ublk: Run) -> None:
-    err = usage_error(ublk())
-    assert all(f"\n  {name} " in err for name in COMMANDS)
+    shown = ublk()
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err.startswith("Usage: ")
+    assert all(f"\n  {name} " in shown.err for name in COMMANDS)
 
 
 @pytest.mark.parametrize("typed", ["lst", "lsit", "lis"])
@@ -170,6 +174,26 @@ def test_unknown_target_lists_all(ublk: Run) -> None:
 )
 def test_usage_error(ublk: Run, args: list[str], said: str) -> None:
     assert said in usage_error(ublk(*args))
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (["list", "3"], "Got unexpected extra argument (3)", "list --help"),
+        (["recover"], "Missing option '-n' / '--number'", "recover --help"),
+        (["lst"], "No such command 'lst'. Did you mean 'list'?", "--help"),
+        (["add", "-t", "null", "-d", "0"], "Invalid value for '-d' / '--depth': 0 is", "ublk help -t null"),
+        (["add", "-t", "null", "-f", "x"], "No such option '-f'", "ublk help -t null"),
+        (["list", "-n"], "Option '-n' requires an argument", "ublk --help"),
+    ],
+    ids=words,
+)
+def test_usage_error_names_the_help_that_belongs_to_it(ublk: Run, args: list[str], message: str, hint: str) -> None:
+    first, second = usage_error(ublk(*args)).splitlines()
+    assert first.startswith(f"ublk: error: {message}")
+    assert not first.endswith(".")
+    assert second.startswith("  hint: see: ")
+    assert second.endswith(hint)
 
 
 def test_extra_recovery_switches_are_named(ublk: Run) -> None:
