@@ -207,7 +207,7 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, "-V", "--version", prog_name="ublk", message="%(prog)s %(version)s")
+@click.version_option(__version__, "-V", "-v", "--version", prog_name="ublk", message="%(prog)s %(version)s")
 def cli() -> None:
     """Block devices in user space: /dev/ublkbN, served by a daemon of your choice."""
 

@@ -330,7 +330,7 @@ def test_no_two_options_share_a_flag(ublk: Run) -> None:
 # -- help ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", ["--version", "-V"])
+@pytest.mark.parametrize("flag", ["--version", "-V", "-v"])
 def test_version(ublk: Run, flag: str) -> None:
     assert ublk(flag) == Result(0, f"ublk {__version__}\n", "")
 
