@@ -82,7 +82,7 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
         if opt.required and opt.name not in values:
             flags = " or ".join((*opt.flags, opt.long_flags[0]))
             raise ConfigError(
-                f"{file.place}{opt.name} is missing: target {target_type} needs {flags}, {opt.help}",
+                f"{file.place}no {opt.name} given: target {target_type} needs {flags}, {opt.help}",
                 f"ublk help -t {target_type}",
             )
     return DeviceConfig(DeviceOptions(file.device | said.device), cls(values))

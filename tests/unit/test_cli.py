@@ -153,7 +153,7 @@ def test_unknown_target_lists_all(ublk: Run) -> None:
         (["add", "-t", "null", "--size", "16E"], "16E is too large: at most 9223372036854775296 bytes"),
         (["add", "-t", "null", "--size", "1000000E"], "1000000E is too large"),
         (["add", "-t", "null", "--recovery", "often"], "none, queue, reissue, fail"),
-        (["add", "-t", "loop"], "file is missing: target loop needs -f or --file"),
+        (["add", "-t", "loop"], "no file given: target loop needs -f or --file"),
         (["add", "-t", "null", "-i", "1", "-e", "1"], "nor -i with -e"),
         (["add", "-t", "null", "-r", "x"], "'-r' / '--user_recovery'"),
         (["add", "-t", "null", "-r", "2"], "'2' is not one of '0', '1'"),

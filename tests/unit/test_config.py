@@ -277,7 +277,7 @@ def test_missing_required_option_names_the_place(write: Write) -> None:
     with pytest.raises(ConfigError) as caught:
         build(Draft(), read_yaml(path))
     assert caught.value.message == (
-        f"{path}:2: target: file is missing: target loop needs -f or --file, backing file or block device"
+        f"{path}:2: target: no file given: target loop needs -f or --file, backing file or block device"
     )
     assert caught.value.hint == "ublk help -t loop"
 
@@ -452,7 +452,7 @@ def test_no_target_anywhere() -> None:
 
 
 def test_required_option_that_nobody_gave() -> None:
-    with pytest.raises(ConfigError, match=r"^file is missing: target loop needs -f or --file") as caught:
+    with pytest.raises(ConfigError, match=r"^no file given: target loop needs -f or --file") as caught:
         build(Draft(target_type="loop"))
     assert caught.value.hint == "ublk help -t loop"
 
