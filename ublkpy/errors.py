@@ -14,7 +14,12 @@ from typing import Any
 
 
 class ExitCode(IntEnum):
-    """Exit status of the ``ublk`` command."""
+    """Exit status of the ``ublk`` command.
+
+    USAGE is a mistake that the command line or the configuration file shows by itself, or that this file cannot
+    be read; what only this machine lacks, such as a backing or its right size, is FAILED: the same words may
+    work later.
+    """
 
     OK = 0
     FAILED = 1

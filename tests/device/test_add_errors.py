@@ -94,10 +94,10 @@ def bad_files(scratch: Path) -> Path:
         ("fifo", ExitCode.FAILED, "fifo is neither a regular file nor a block device", ""),
         ("loop", ExitCode.FAILED, "Too many levels of symbolic links", ""),
         ("good/below", ExitCode.FAILED, "Not a directory", ""),
-        ("odd", ExitCode.USAGE, "is not a multiple of the block size 512", f"truncate -s {MIB + 512}"),
-        ("good -o 4096", ExitCode.USAGE, "offset 2M is not inside", ""),
-        ("good --size 2M", ExitCode.USAGE, "too short for 2M", f"truncate -s {2 * MIB}"),
-        ("good -o 100B", ExitCode.USAGE, "offset 100 of", ""),
+        ("odd", ExitCode.FAILED, "is not a multiple of the block size 512", f"truncate -s {MIB + 512}"),
+        ("good -o 4096", ExitCode.FAILED, "offset 2M is not inside", ""),
+        ("good --size 2M", ExitCode.FAILED, "too short for 2M", f"truncate -s {2 * MIB}"),
+        ("good -o 100B", ExitCode.USAGE, "100B is not a multiple of 512", ""),
     ],
 )
 def test_a_wrong_backing(bad_files: Path, args: str, status: ExitCode, message: str, hint: str) -> None:

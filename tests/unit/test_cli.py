@@ -403,6 +403,16 @@ def test_check_opens_the_target(ublk: Run, tmp_path: Path) -> None:
     assert ublk("check", "-c", path) == Result(0, f"{path}: loop on {tmp_path / 'disk.img'}, 1M: good\n", "")
 
 
+@pytest.mark.parametrize("keys", ["", ", offset: 4M", ", size: 2M"], ids=["odd", "offset", "size"])
+def test_check_of_a_backing_that_does_not_fit(ublk: Run, tmp_path: Path, keys: str) -> None:
+    path = tmp_path / "loop.yaml"
+    path.write_text(f"target: {{type: loop, file: disk.img{keys}}}")
+    (tmp_path / "disk.img").write_bytes(bytes((1 << 20) + 100))
+    refused = ublk("check", "-c", path)
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.startswith("ublk: error: ")
+
+
 def test_check_of_a_bad_file_lists_every_mistake(ublk: Run, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("depth: 0\ntarget: {type: null, size: 1X}\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ublkpy.errors import ConfigError, UblkError
+from ublkpy.errors import UblkError
 from ublkpy.tgt.backing import Backing, Limits
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.options import SECTOR, Offset, Size, exact_size, option
@@ -21,7 +21,7 @@ class LoopTarget(Target):
     name = "loop"
     file: Path = option(..., "-f", help="backing file or block device")
     offset: Offset = option(
-        0, "-o", help="where the device starts in the file: 512-byte sectors, or bytes with a unit (1M)"
+        0, "-o", help="where the device starts in the file: 512-byte sectors, or bytes with a unit (1M)", multiple=512
     )
     size: Size | None = option(
         None, help="size of the device; default: up to the end of the file", minimum=512, multiple=512
@@ -83,12 +83,10 @@ class LoopTarget(Target):
         if end == 0:
             raise UblkError(f"backing file {self.file} is empty", f"give it a size with: truncate -s 1G {self.file}")
         if self.offset >= end:
-            raise ConfigError(
-                f"offset {exact_size(self.offset)} is not inside {self.file}, which has {exact_size(end)}"
-            )
+            raise UblkError(f"offset {exact_size(self.offset)} is not inside {self.file}, which has {exact_size(end)}")
         size = end - self.offset if self.size is None else self.size
         if self.offset + size > end:
-            raise ConfigError(
+            raise UblkError(
                 f"{self.file} has {exact_size(end)}: too short for {exact_size(size)} at offset"
                 f" {exact_size(self.offset)}",
                 "" if self._backing.is_block_device else f"grow it with: truncate -s {self.offset + size} {self.file}",
@@ -113,7 +111,7 @@ class LoopTarget(Target):
             if value % block:
                 good = -(-value // block) * block
                 grown = what == "size" and self.size is None and not self._backing.is_block_device
-                raise ConfigError(
+                raise UblkError(
                     f"{what} {value} of {self.file} is not a multiple of the block size {block}",
                     f"grow the file with: truncate -s {self.offset + good} {self.file}"
                     if grown
