@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -401,6 +403,31 @@ def test_check_opens_the_target(ublk: Run, tmp_path: Path) -> None:
     assert "disk.img does not exist" in missing.err
     (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
     assert ublk("check", "-c", path) == Result(0, f"{path}: loop on {tmp_path / 'disk.img'}, 1M: good\n", "")
+
+
+def test_check_changes_nothing(ublk: Run, tmp_path: Path) -> None:
+    path, disk = tmp_path / "loop.yaml", tmp_path / "disk.img"
+    path.write_text("target: {type: loop, file: disk.img}")
+    disk.write_bytes(bytes(1 << 20))
+    os.utime(disk, ns=(1, 1))
+    before = disk.stat()
+    assert ublk("check", "-c", path).code == 0
+    after = disk.stat()
+    assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+    assert after.st_blocks == before.st_blocks
+
+
+def test_check_of_a_file_in_use(ublk: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ublkpy.tgt.backing._RELEASE", 0.0)
+    path, disk = tmp_path / "loop.yaml", tmp_path / "disk.img"
+    path.write_text("target: {type: loop, file: disk.img}")
+    disk.write_bytes(bytes(1 << 20))
+    with disk.open() as user:
+        fcntl.flock(user, fcntl.LOCK_EX)
+        refused = ublk("check", "-c", path)
+    assert (refused.code, refused.out) == (4, "")
+    assert f"backing file {disk} is in use by another device or program" in refused.err
+    assert "ublk list" in refused.err
 
 
 @pytest.mark.parametrize("keys", ["", ", offset: 4M", ", size: 2M"], ids=["odd", "offset", "size"])

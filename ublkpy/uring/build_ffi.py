@@ -169,8 +169,6 @@ void uq_exit(struct uq_queue *q);
 LIBC = """
 #define AT_EMPTY_PATH ...
 #define CLONE_NEWNS ...
-#define FALLOC_FL_KEEP_SIZE ...
-#define FALLOC_FL_PUNCH_HOLE ...
 #define MCL_CURRENT ...
 #define MCL_FUTURE ...
 #define MCL_ONFAULT ...
@@ -179,9 +177,11 @@ LIBC = """
 #define MS_REC ...
 #define PR_SET_IO_FLUSHER ...
 
+typedef int... fs_type_t;
+struct statfs { fs_type_t f_type; ...; };
 struct statx { ...; };
 int statx(int dirfd, const char *path, int flags, unsigned int mask, struct statx *buf);
-int fallocate(int fd, int mode, int64_t offset, int64_t len);
+int fstatfs(int fd, struct statfs *buf);
 int unshare(int flags);
 int mount(const char *source, const char *target, const char *type,
           unsigned long flags, const void *data);
@@ -203,7 +203,9 @@ ffibuilder.set_source(
     #include <sys/mount.h>
     #include <sys/prctl.h>
     #include <sys/stat.h>
+    #include <sys/vfs.h>
     #include "queue.h"
+    typedef __typeof__(((struct statfs *)0)->f_type) fs_type_t;
     """,
     sources=[f"ublkpy/uring/{name}" for name in SOURCES],
     depends=[f"ublkpy/uring/{name}" for name in ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h")],

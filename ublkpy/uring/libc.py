@@ -38,10 +38,11 @@ def set_io_flusher() -> None:
     check_libc(lib.prctl(lib.PR_SET_IO_FLUSHER, 1, 0, 0, 0), "PR_SET_IO_FLUSHER")
 
 
-def punch_hole(fd: int, offset: int, length: int) -> None:
-    """fallocate(2): deallocate ``length`` bytes at ``offset``; the file keeps its size."""
-    mode = lib.FALLOC_FL_PUNCH_HOLE | lib.FALLOC_FL_KEEP_SIZE
-    check_libc(lib.fallocate(fd, mode, offset, length), "fallocate")
+def file_system_type(fd: int) -> int:
+    """The magic number of the file system that holds a file (statfs(2))."""
+    buf = ffi.new("struct statfs *")
+    check_libc(lib.fstatfs(fd, buf), "fstatfs")
+    return int(buf.f_type) & 0xFFFFFFFF  # signed on 32-bit machines
 
 
 def direct_io_alignment(fd: int) -> int | None:

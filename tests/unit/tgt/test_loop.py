@@ -272,13 +272,53 @@ def test_writable_file_has_a_cache_and_discards(disk: Path) -> None:
     assert geometry.max_discard_bytes == geometry.max_write_zeroes_bytes == 2**32 - 512
 
 
-def test_probing_for_discard_changes_nothing(disk: Path) -> None:
-    before = disk.stat()
-    with served(file=disk):
+@pytest.fixture
+def preallocated(disk: Path) -> Path:
+    """The disk, with blocks behind its end, and last changed long ago."""
+    subprocess.run(["fallocate", "--keep-size", "--offset", str(MIB), "--length", str(MIB), disk], check=True)
+    os.utime(disk, ns=(1, 1))
+    return disk
+
+
+@pytest.mark.parametrize("values", [{}, {"direct": False}, {"read_only": True}, {"offset": 512}], ids=str)
+def test_opening_changes_nothing(preallocated: Path, values: dict[str, object]) -> None:
+    before = preallocated.stat()
+    assert before.st_blocks * 512 >= 2 * MIB
+    with served(file=preallocated, **values):
         pass
-    after = disk.stat()
+    after = preallocated.stat()
+    assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
     assert (after.st_size, after.st_blocks) == (before.st_size, before.st_blocks)
-    assert disk.read_bytes() == b"x" * MIB
+
+
+def punches(path: Path) -> bool:
+    """Whether holes can be punched in a file, by trying."""
+    done = subprocess.run(
+        ["fallocate", "--punch-hole", "--offset", "0", "--length", "4096", path], capture_output=True, check=False
+    )
+    return done.returncode == 0
+
+
+def offers_discard(path: Path) -> bool:
+    with served(file=path) as (_, geometry):
+        return geometry.discard_granularity != 0
+
+
+def test_discard_is_offered_only_where_holes_can_be_punched(disk: Path) -> None:
+    assert punches(disk) or not offers_discard(disk)
+
+
+@as_root
+@pytest.mark.parametrize(("kind", "offered"), [("tmpfs", True), ("ramfs", False)])
+def test_discard_depends_on_the_file_system(tmp_path: Path, kind: str, offered: bool) -> None:
+    folder = tmp_path / kind
+    folder.mkdir()
+    subprocess.run(["mount", "-t", kind, "none", folder], check=True)
+    try:
+        path = dense(folder / "disk.img", MIB)
+        assert offers_discard(path) == punches(path) == offered
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def test_read_only_file_has_neither(disk: Path) -> None:

@@ -126,6 +126,6 @@ def test_check() -> None:
 
 def test_check_libc() -> None:
     assert check_libc(0, "x") == 0
-    with pytest.raises(OSError, match="fallocate: Bad file descriptor") as caught:
-        check_libc(lib.fallocate(-1, 0, 0, 1), "fallocate")
+    with pytest.raises(OSError, match="fstatfs: Bad file descriptor") as caught:
+        check_libc(lib.fstatfs(-1, ffi.NULL), "fstatfs")
     assert caught.value.errno == errno.EBADF

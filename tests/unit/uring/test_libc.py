@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,18 @@ InChild = Callable[[Callable[[], object]], Any]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
 
 
-def test_hole_reads_as_zeros_and_the_size_stays(tmp_path: Path) -> None:
+def test_file_system_type_is_what_stat_shows(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(b"x" * 16384)
-    with path.open("r+b") as f:
-        libc.punch_hole(f.fileno(), 4096, 8192)
-        libc.punch_hole(f.fileno(), 1 << 20, 4096)  # behind the end
-    assert path.read_bytes() == b"x" * 4096 + bytes(8192) + b"x" * 4096
+    path.touch()
+    shown = subprocess.run(["stat", "-f", "-c", "%t", path], capture_output=True, text=True, check=True).stdout
+    with path.open() as f:
+        assert libc.file_system_type(f.fileno()) == int(shown, 16)
 
 
-def test_hole_in_what_has_none() -> None:
-    read_end, write_end = os.pipe()
-    with pytest.raises(OSError, match="fallocate: ") as caught:
-        libc.punch_hole(write_end, 0, 4096)
-    assert caught.value.errno == errno.ESPIPE
-    os.close(read_end)
-    os.close(write_end)
+def test_file_system_type_of_what_is_not_open() -> None:
+    with pytest.raises(OSError, match="fstatfs: ") as caught:
+        libc.file_system_type(1 << 20)
+    assert caught.value.errno == errno.EBADF
 
 
 def test_direct_io_alignment_is_what_reads_take(tmp_path: Path) -> None:
