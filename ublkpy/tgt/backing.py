@@ -7,6 +7,7 @@ import fcntl
 import logging
 import mmap
 import os
+import re
 import stat
 import time
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ _PUNCHING = {
     0x01021994,  # tmpfs
     0x794C7630,  # overlayfs, whose upper layer is one of these
 }
+
+# The kernel whose block devices take a discard from io_uring, as a command of their own. They take write-zeroes
+# as files do.
+_DISCARD_COMMAND = (6, 12)
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,7 @@ class Backing:
             return int((queue / name).read_text())
 
         physical = read("physical_block_size")
+        can_discard = _kernel_version() >= _DISCARD_COMMAND
         return Limits(
             direct_block=read("logical_block_size"),
             logical_block=read("logical_block_size"),
@@ -217,9 +223,15 @@ class Backing:
             io_opt=_power_of_two(read("optimal_io_size") or physical),
             rotational=bool(read("rotational")),
             discard_granularity=read("discard_granularity") or read("logical_block_size"),
-            max_discard_bytes=min(read("discard_max_bytes"), MAX_DISCARD_BYTES),
+            max_discard_bytes=min(read("discard_max_bytes"), MAX_DISCARD_BYTES) if can_discard else 0,
             max_write_zeroes_bytes=MAX_DISCARD_BYTES,
         )
+
+
+def _kernel_version() -> tuple[int, int]:
+    """The running kernel's, as (6, 12)."""
+    major, minor = re.findall(r"\d+", os.uname().release)[:2]
+    return int(major), int(minor)
 
 
 def _power_of_two(value: int) -> int:

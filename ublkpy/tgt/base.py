@@ -36,7 +36,8 @@ class Geometry:
     """What a target's block device looks like. All sizes in bytes.
 
     ``write_cache``: what was written is durable only after a flush, so FLUSH requests arrive and FUA is
-    honoured. A ``discard_granularity`` of 0 means that the target can neither discard nor write zeroes.
+    honoured. A ``discard_granularity`` of 0 means that the target can neither discard nor write zeroes, a
+    maximum of 0 that it cannot do the one.
     """
 
     size: int

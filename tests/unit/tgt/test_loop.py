@@ -507,6 +507,18 @@ def test_block_device_keeps_its_block_size(block_device: Path, direct: bool | No
     assert geometry.discard_granularity == int((queue / "discard_granularity").read_text())
 
 
+@pytest.mark.parametrize(("release", "offered"), [("6.11.12-arch1", False), ("6.12.0", True), ("7.0.0-rc1", True)])
+def test_discard_on_a_block_device_needs_a_kernel_that_has_the_command(
+    block_device: Path, monkeypatch: pytest.MonkeyPatch, release: str, offered: bool
+) -> None:
+    uname = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((*uname[:2], release, *uname[3:])))
+    with served(file=block_device) as (_, geometry):
+        assert (geometry.max_discard_bytes > 0) == offered
+        assert geometry.discard_granularity > 0  # of write-zeroes, too
+        assert geometry.max_write_zeroes_bytes == 2**32 - 512
+
+
 @pytest.mark.parametrize(
     ("values", "hint"),
     [({"offset": 512}, "the next multiple is --offset 4096B"), ({"size": 512}, "the next multiple is --size 4096B")],
