@@ -47,14 +47,15 @@ static inline unsigned char *tag_buf(const struct uq_queue *q, uint16_t tag)
 
 /*
  * Never NULL: the submission queue has a slot for each tag, and a tag whose SQE
- * waits there gets no completion that could ask for another.
+ * waits there gets no completion that could ask for another. If that is wrong,
+ * better no daemon, which can be recovered, than a request that is lost.
  */
 static inline struct io_uring_sqe *new_sqe(struct uq_queue *q)
 {
 	struct io_uring_sqe *sqe = ur_get_sqe(&q->ring);
 
 	if (!sqe)
-		__builtin_unreachable();
+		abort();
 	memset(sqe, 0, sizeof(*sqe));
 	sqe->flags = IOSQE_FIXED_FILE;
 	return sqe;
