@@ -196,6 +196,9 @@ class _Reader:
             raw = self._scalar(node, f"{prefix}{name}")
             if raw is _NOT_SCALAR:
                 continue
+            if opt.kind is PATH and isinstance(raw, str):
+                # As the shell does on the command line.
+                raw = os.path.expanduser(raw)  # noqa: PTH111 - Path would make ~ of ./~
             try:
                 values[name] = absolute(opt, opt.parse(raw), self._path.absolute().parent)
             except ValueError as e:

@@ -251,6 +251,7 @@ def test_device_options(ublk: Run, added: list[DeviceConfig], args: list[str], v
         (["-ftest.img"], {"file": Path("/test.img")}),
         (["-fc.yaml"], {"file": Path("/c.yaml")}),
         (["-f", "../b"], {"file": Path("/b")}),
+        (["-f", "~/b"], {"file": Path("/~/b")}),
         (["-f", "/a", "-o", "8"], {"offset": 4096}),
         (["-f", "/a", "--offset", "1M"], {"offset": 1 << 20}),
         (["-f", "/a", "--size", "1G"], {"size": 1 << 30}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,19 @@ def test_relative_path_counts_from_the_folder_of_the_file(
     draft = read_yaml(tmp_path / "disk.yaml")
     assert draft.target["file"] == tmp_path.parent / "a" / "disk.img"
     assert draft.device["log"] == tmp_path / "x.log"
+
+
+def test_path_in_the_home_folder(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    draft = read_yaml(write("log: ~/x.log\ntarget: {type: loop, file: ~root/disk.img}"))
+    assert draft.device["log"] == Path("/home/me/x.log")
+    assert draft.target["file"] == Path(pwd.getpwnam("root").pw_dir, "disk.img")
+
+
+@pytest.mark.parametrize("name", ["./~/x", "a~", "a/~/b", "~no such user/x"])
+def test_other_tildes_are_letters(write: Write, tmp_path: Path, name: str) -> None:
+    draft = read_yaml(write(f"target: {{type: loop, file: '{name}'}}"))
+    assert draft.target["file"] == tmp_path / name
 
 
 def test_relative_name_of_the_file_itself(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
