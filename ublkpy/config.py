@@ -196,10 +196,10 @@ class _Reader:
             raw = self._scalar(node, f"{prefix}{name}")
             if raw is _NOT_SCALAR:
                 continue
-            if opt.kind is PATH and isinstance(raw, str):
-                # As the shell does on the command line.
-                raw = os.path.expanduser(raw)  # noqa: PTH111 - Path would make ~ of ./~
             try:
+                if opt.kind is PATH and isinstance(raw, str):
+                    # As the shell does on the command line.
+                    raw = os.path.expanduser(raw)  # noqa: PTH111 - Path would make ~ of ./~
                 values[name] = absolute(opt, opt.parse(raw), self._path.absolute().parent)
             except ValueError as e:
                 # The words of the file, not what YAML or Python makes of them: 'yes', not True.

@@ -239,6 +239,13 @@ def test_several_mistakes_are_all_listed_by_line(write: Write) -> None:
     ]
 
 
+@pytest.mark.parametrize("path", ["/a\\0b", "~a\\0b", "~/\\0"])
+def test_path_that_the_kernel_could_not_read(write: Write, path: str) -> None:
+    first = mistakes(write(f'log: "{path}"\ntarget: {{type: null}}'))[0]
+    assert first.startswith("1: log: ")
+    assert "null byte" in first
+
+
 def test_size_that_no_device_can_have(write: Write) -> None:
     assert mistakes(write("target:\n  type: null\n  size: 16E")) == [
         "3: target.size: 16E is too large: at most 9223372036854775296 bytes, one sector less than 8E",

@@ -207,7 +207,10 @@ def _parse_str(raw: object) -> str:
 
 
 def _parse_path(raw: object) -> Path:
-    return Path(_parse_str(raw))
+    text = _parse_str(raw)
+    if "\0" in text:
+        raise ValueError("a path cannot have a null byte in it")
+    return Path(text)
 
 
 def _choice(choices: tuple[str, ...]) -> Kind:
