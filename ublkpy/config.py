@@ -93,8 +93,8 @@ def from_dump(data: Mapping[str, Any]) -> DeviceConfig:
     target = dict(data["target"])
     cls = tgt.find(target.pop("type"))
     return DeviceConfig(
-        DeviceOptions({name: DeviceOptions.options[name].parse(raw) for name, raw in data["device"].items()}),
-        cls({name: cls.options[name].parse(raw) for name, raw in target.items()}),
+        DeviceOptions({name: DeviceOptions.options[name].load(raw) for name, raw in data["device"].items()}),
+        cls({name: cls.options[name].load(raw) for name, raw in target.items()}),
     )
 
 

@@ -501,6 +501,15 @@ _LOOPS = st.builds(
 )
 
 
+def test_offset_is_dumped_in_bytes_and_one_in_text_is_taken_back() -> None:
+    dump = DeviceConfig(DeviceOptions(), LoopTarget({"file": Path("/a"), "offset": 4096})).dump()
+    assert dump["target"]["offset"] == 4096
+    for offset in (4096, "4096B"):
+        target = from_dump({**dump, "target": {**dump["target"], "offset": offset}}).target
+        assert isinstance(target, LoopTarget)
+        assert target.offset == 4096
+
+
 @given(st.builds(DeviceConfig, _DEVICES, _NULLS | _LOOPS))
 def test_dump_round_trip(config: DeviceConfig) -> None:
     again = from_dump(config.dump())

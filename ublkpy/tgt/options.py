@@ -40,14 +40,16 @@ _SHOWN_UNITS = "BKMGTPE"
 class Kind:
     """How values of a type are written, on the command line and in YAML alike.
 
-    ``parse`` takes what YAML or the command line gives and raises ValueError with a reason; ``dump`` is its
-    inverse, for the state file.
+    ``parse`` takes what YAML or the command line gives and raises ValueError with a reason. ``dump`` makes a
+    plain value for the state file and JSON, where sizes and places are numbers of bytes; ``load`` takes it
+    back, and is ``parse`` where people write the same.
     """
 
     metavar: str
     parse: Callable[[object], Any]
     dump: Callable[[Any], object] = lambda value: value
     choices: tuple[str, ...] = ()
+    load: Callable[[object], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,13 @@ class Option:
 
     def parse(self, raw: object) -> Any:
         """The value that ``raw`` stands for, or ValueError with the reason."""
-        value = self.kind.parse(raw)
+        return self._checked(self.kind.parse(raw), raw)
+
+    def load(self, raw: object) -> Any:
+        """The value that ``Configurable.dump`` wrote as ``raw``, or ValueError with the reason."""
+        return self._checked((self.kind.load or self.kind.parse)(raw), raw)
+
+    def _checked(self, value: Any, raw: object) -> Any:
         low, high = self.minimum, self.maximum
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"{low} to {high}" if high is not None else f"{low} or more"
@@ -137,7 +145,7 @@ class Configurable:
             setattr(self, name, value)
 
     def dump(self) -> dict[str, object]:
-        """All options as plain values that ``Option.parse`` takes back."""
+        """All options as plain values that ``Option.load`` takes back."""
         values = {name: getattr(self, name) for name in self.options}
         return {name: self.options[name].kind.dump(value) for name, value in values.items() if value is not None}
 
@@ -226,7 +234,7 @@ PATH = Kind("PATH", _parse_path, str)
 BOOL = Kind("BOOL", _parse_bool)
 _KINDS: dict[object, Kind] = {
     Size: Kind("SIZE", parse_size),
-    Offset: Kind("SECTORS", _parse_offset, lambda value: f"{value}B"),
+    Offset: Kind("SECTORS", _parse_offset, load=parse_size),
     Path: PATH,
     bool: BOOL,
     int: Kind("N", _parse_int),
