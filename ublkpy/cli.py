@@ -303,20 +303,17 @@ for _opt in config.DeviceOptions.options.values():
 def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, force: bool, no_wait: bool) -> int:
     """Stop and delete devices."""
     from ublkpy.daemon import ctrl, inspect
-    from ublkpy.daemon.delete import delete as delete_device
+    from ublkpy.daemon.delete import delete_each
 
     if every == bool(ids or numbers):
         raise click.UsageError("name the devices, or say -a for all of them (not both)")
     if every:
         ctrl.require_driver()  # without it there is no device to ask for
-    status = ExitCode.OK
-    for dev_id in inspect.device_ids() if every else dict.fromkeys((*numbers, *ids)):
-        try:
-            delete_device(dev_id, force=force, wait=not no_wait)
-        except UblkError as e:
-            show_error(e)
-            status = status or e.exit_code
-    return status
+    dev_ids = inspect.device_ids() if every else list(dict.fromkeys((*numbers, *ids)))
+    errors = delete_each(dev_ids, force=force, wait=not no_wait)
+    for e in errors:
+        show_error(e)
+    return errors[0].exit_code if errors else ExitCode.OK
 
 
 @cli.command("list")

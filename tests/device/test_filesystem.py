@@ -171,6 +171,14 @@ def test_del_refuses_a_device_under_another(devices: Devices, scratch: Path) -> 
     assert inspect.device_ids() == [0, 1]
 
 
+@pytest.mark.parametrize("which", ["-a", "0 1", "1 0"])
+def test_del_takes_a_stack_down(devices: Devices, scratch: Path, which: str) -> None:
+    lower = devices.loop(disk.image(scratch / "image", 16 * MIB))
+    devices.loop(lower.node)
+    done = program.ublk("del", *which.split())
+    assert (done.status, done.err, inspect.device_ids()) == (0, "", [])
+
+
 def test_del_refuses_a_device_with_a_mounted_partition(devices: Devices, scratch: Path) -> None:
     device = devices.loop(disk.image(scratch / "image", 16 * MIB))
     part = make_partition(device)

@@ -68,6 +68,23 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
         wait_end(daemon, _DAEMON_EXIT)
 
 
+def delete_each(dev_ids: list[int], *, force: bool = False, wait: bool = True) -> list[UblkError]:
+    """Delete several devices, those on which others stand after those; returns what failed."""
+    errors: dict[int, UblkError] = {}
+    left = dev_ids
+    while True:
+        for dev_id in left:
+            errors.pop(dev_id, None)
+            try:
+                delete(dev_id, force=force, wait=wait)
+            except UblkError as e:
+                errors[dev_id] = e
+        in_use = [dev_id for dev_id in left if isinstance(errors.get(dev_id), BusyError)]
+        if len(in_use) in (0, len(left)):
+            return [errors[dev_id] for dev_id in dev_ids if dev_id in errors]
+        left = in_use
+
+
 def _find_user(dev_id: int) -> BusyError | None:
     """Who has the device in use. Asked in another process: while a daemon is stuck, no open returns."""
     try:

@@ -15,7 +15,7 @@ from ublkpy.daemon.server import Plan, Server
 from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import BusyError, UblkError, no_device
 from ublkpy.tgt.base import Geometry
-from ublkpy.tgt.options import format_size
+from ublkpy.tgt.options import exact_size
 from ublkpy.uring.uapi import Attr, DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def _check_same(device: inspect.DeviceStatus, now: Geometry) -> None:
         raise no_device(dev_id)
     if now.size != disk.size:
         raise UblkError(
-            f"device {dev_id} has {format_size(disk.size)}, but its backing now has {format_size(now.size)}",
+            f"device {dev_id} has {exact_size(disk.size)}, but its backing now has {exact_size(now.size)}",
             "give the backing its old size again, or delete the device",
         )
     if now.logical_block > disk.logical_block:
