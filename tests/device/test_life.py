@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import inspect, state
+from ublkpy.daemon import end, inspect, state
 from ublkpy.daemon.ctrl import AUTO_ID, Control
 from ublkpy.daemon.delete import delete
 from ublkpy.daemon.spawn import wait_end
-from ublkpy.errors import BusyError, ExitCode, UblkError
+from ublkpy.errors import BusyError, ExitCode, NoDeviceError, UblkError
 from ublkpy.uring.uapi import DevInfo, Feature, State
 
 from . import disk, load, program
@@ -203,7 +204,7 @@ def test_a_state_file_of_an_earlier_device_is_not_believed(devices: Devices, scr
     shutil.copy(scratch / "9.json", file)
     assert foreign.status().known is None
     devices.remove(foreign)
-    assert not file.exists()
+    file.unlink()  # whose it is cannot be known: it stays until the id is used again
 
 
 # -- deleting --------------------------------------------------------------------------------
@@ -267,6 +268,43 @@ def test_del_waits_for_openers_only_so_long(devices: Devices) -> None:
             delete(device.id, timeout=1)
         assert not device.node.exists()
     until(lambda: not device.exists(), "the device goes with its last opener")
+
+
+@pytest.mark.parametrize("moment", ["_find_user", "_stop"])
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "foreign"])
+def test_a_device_that_takes_over_the_id_meanwhile_is_left_alone(
+    devices: Devices, monkeypatch: pytest.MonkeyPatch, moment: str, ours: bool
+) -> None:
+    def new(dev_id: int) -> Device:
+        return devices.null(id=dev_id) if ours else devices.adopt(_add_foreign(dev_id))
+
+    def take_over(*args: object, **kwargs: object) -> None:
+        monkeypatch.undo()
+        delete(3)
+        new(3)
+
+    device = new(3)
+    monkeypatch.setattr(f"ublkpy.daemon.delete.{moment}", take_over)
+    with pytest.raises(NoDeviceError, match="the device that had the id 3 is gone"):
+        delete(3, force=True)
+    assert device.state is (State.LIVE if ours else State.DEAD)
+    assert (state.RUN_DIR / "3.json").exists() is ours
+    if ours:
+        assert len(disk.read(device.node, 0, 4096)) == 4096
+
+
+def test_a_deletion_that_comes_late_is_for_its_own_device_only(devices: Devices) -> None:
+    device = devices.null()
+    cookie = device.status().info.ublksrv_flags
+    with pytest.raises(NoDeviceError):
+        delete(device.id, cookie + 1)
+    argv = [sys.executable, "-m", end.__name__, "terminal", str(device.id)]
+    late = subprocess.run([*argv, str(cookie + 1), "--force"], capture_output=True, text=True, timeout=30)
+    assert (late.returncode, late.stderr) == (0, "")
+    assert device.state is State.LIVE
+    assert (state.RUN_DIR / f"{device.id}.json").exists()
+    assert subprocess.run([*argv, str(cookie)], timeout=30).returncode == 0
+    assert not device.exists()
 
 
 # -- daemons that die or hang ----------------------------------------------------------------

@@ -133,7 +133,7 @@ def _sweep(cookie: int) -> None:
         with spawn.uninterrupted():
             left = inspect.find_by_cookie(cookie)
             if left is not None:
-                delete(left, force=True)
+                delete(left, cookie, force=True)
     except DriverError:
         pass  # closed to the daemon as well as to us
     except UblkError as e:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from ublkpy.daemon import state
+from ublkpy.daemon import inspect, state
 from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.spawn import isolated, wait_end
 from ublkpy.daemon.users import check_unused, openers
-from ublkpy.errors import BusyError, UblkError
+from ublkpy.errors import BusyError, NoDeviceError, UblkError
 from ublkpy.uring.uapi import DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
@@ -23,15 +24,64 @@ _OPEN_DEADLINE = 15.0
 _A_DAY = 86400.0
 
 
-def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: float = DEADLINE) -> None:
-    """Stop and delete a device, whoever serves it, dead or alive.
+@dataclass(frozen=True)
+class _Device:
+    """One device, and not only an id, which may be that of another by now.
 
-    Refuses a device in use, unless ``force``. With ``force``, a daemon that answers no request for
-    ``timeout`` seconds is killed. Without ``wait`` the id may still be taken for a moment after the return.
-    Raises NoDeviceError, BusyError, UblkError.
+    ``incarnation`` tells the devices of other servers apart, whose ``ublksrv_flags`` may all be 0; it is
+    None for one that has begun to go.
     """
-    with Control() as control:
-        info = control.info(dev_id)
+
+    info: DevInfo
+    incarnation: int | None
+
+    @classmethod
+    def find(cls, dev_id: int) -> _Device:
+        """The device that has the id now. Raises NoDeviceError."""
+        with Control() as control:
+            return cls(control.info(dev_id), inspect.incarnation(dev_id))
+
+    @property
+    def dev_id(self) -> int:
+        return self.info.dev_id
+
+    @property
+    def cookie(self) -> int:
+        return self.info.ublksrv_flags
+
+    def check(self, control: Control) -> None:
+        """NoDeviceError if the id is another device's by now. The driver can only be asked before each command."""
+        same_cookie = control.info(self.dev_id).ublksrv_flags == self.cookie
+        if not same_cookie or inspect.incarnation(self.dev_id) not in (self.incarnation, None):
+            raise _another(self.dev_id)
+
+    def daemon(self) -> int | None:
+        """Its daemon, if that is ours and alive; the driver's word alone may be about a dead process."""
+        try:
+            known = state.read(self.dev_id)
+        except UblkError:
+            return None
+        return known.pid if known and known.cookie == self.cookie and known.alive() else None
+
+    def loses_dirty_pages(self) -> bool:
+        """STOP_DEV writes the page cache out, but not on a device with recovery, where it fails new requests
+        first (ublk_drv.c, ublk_stop_dev). Without a daemon there is nobody to write to."""
+        info = self.info
+        return Feature.USER_RECOVERY in info.flags and info.state == State.LIVE and self.daemon() is not None
+
+
+def delete(
+    dev_id: int, cookie: int | None = None, *, force: bool = False, wait: bool = True, timeout: float = DEADLINE
+) -> None:
+    """Stop and delete a device, whoever serves it, dead or alive; with ``cookie``, only the one that bears it.
+
+    Another device that gets the id meanwhile is left alone. Refuses a device in use, unless ``force``. With
+    ``force``, a daemon that answers no request for ``timeout`` seconds is killed. Without ``wait`` the id may
+    still be taken for a moment after the return. Raises NoDeviceError, BusyError, UblkError.
+    """
+    device = _Device.find(dev_id)
+    if cookie not in (None, device.cookie):
+        raise _another(dev_id)
     user = _find_user(dev_id)
     if user and not force:
         raise user
@@ -39,9 +89,9 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
         log.warning("%s; deleting it all the same: what uses it gets errors, and then frees the id", user.message)
         wait = False
     try:
-        _stop(dev_id, timeout, flush=_loses_dirty_pages(info))
+        _stop(device, timeout, flush=device.loses_dirty_pages())
     except TimeoutError as e:
-        daemon = _daemon_pid(dev_id)
+        daemon = device.daemon()
         if not force or daemon is None:
             raise UblkError(
                 f"device {dev_id} did not stop within {timeout:g} s: its server holds requests and does not answer"
@@ -51,12 +101,12 @@ def delete(dev_id: int, *, force: bool = False, wait: bool = True, timeout: floa
                 else f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
             ) from e
         log.warning("the daemon of device %d does not answer: killing process %d", dev_id, daemon)
-        _stop_without_daemon(dev_id, daemon)
-    daemon = _daemon_pid(dev_id)
+        _stop_without_daemon(device, daemon)
+    daemon = device.daemon()
     # Before the id is free: the file may be that of the next device then.
-    state.remove(dev_id)
+    state.remove(dev_id, device.cookie)
     try:
-        _delete(dev_id, timeout, wait)
+        _delete(device, timeout, wait)
     except TimeoutError as e:
         raise UblkError(
             f"device {dev_id} is stopped, but not deleted after {timeout:g} s: it is held open by"
@@ -99,17 +149,20 @@ def _find_user(dev_id: int) -> BusyError | None:
     return None
 
 
-def _loses_dirty_pages(info: DevInfo) -> bool:
-    """STOP_DEV writes the page cache out, but not on a device with recovery, where it fails new requests
-    first (ublk_drv.c, ublk_stop_dev). Without a daemon there is nobody to write to."""
-    return Feature.USER_RECOVERY in info.flags and info.state == State.LIVE and _daemon_pid(info.dev_id) is not None
+def _another(dev_id: int) -> NoDeviceError:
+    return NoDeviceError(
+        f"the device that had the id {dev_id} is gone, and another one has it now", "ublk list shows what there is"
+    )
 
 
-def _stop(dev_id: int, timeout: float, *, flush: bool = False) -> None:
+def _stop(device: _Device, timeout: float, *, flush: bool = False) -> None:
+    dev_id = device.dev_id
+
     def stop() -> None:
         if flush:
             _flush(dev_id)
         with Control() as control:
+            device.check(control)
             control.stop(dev_id, _A_DAY)  # the process that waits for this one judges, by progress
 
     isolated(f"device {dev_id} to stop", stop, timeout, lambda: _completed(dev_id))
@@ -136,10 +189,11 @@ def _flush(dev_id: int) -> None:
         log.warning("what was not yet written to device %d is lost: %s", dev_id, e.strerror)
 
 
-def _stop_without_daemon(dev_id: int, daemon: int) -> None:
+def _stop_without_daemon(device: _Device, daemon: int) -> None:
+    dev_id = device.dev_id
     wait_end(daemon, DEADLINE, kill=True)
     try:
-        _stop(dev_id, DEADLINE)
+        _stop(device, DEADLINE)
     except TimeoutError as e:
         raise UblkError(
             f"device {dev_id} did not stop within {DEADLINE:g} s, even without its daemon",
@@ -147,21 +201,13 @@ def _stop_without_daemon(dev_id: int, daemon: int) -> None:
         ) from e
 
 
-def _delete(dev_id: int, timeout: float, wait: bool) -> None:
+def _delete(device: _Device, timeout: float, wait: bool) -> None:
     def remove() -> None:
         with Control() as control:
+            device.check(control)
             if wait:
-                control.delete(dev_id, timeout)
+                control.delete(device.dev_id, timeout)
             else:
-                control.delete_async(dev_id, timeout)
+                control.delete_async(device.dev_id, timeout)
 
-    isolated(f"device {dev_id} to be deleted", remove, timeout)
-
-
-def _daemon_pid(dev_id: int) -> int | None:
-    """The device's daemon, if it is ours and alive; the driver's word alone may be about a dead process."""
-    try:
-        known = state.read(dev_id)
-    except UblkError:
-        return None
-    return known.pid if known and known.alive() else None
+    isolated(f"device {device.dev_id} to be deleted", remove, timeout)

@@ -1,4 +1,4 @@
-"""Deletes a device for its daemon: ``python -m ublkpy.daemon.end STYLE ID [--force]``.
+"""Deletes a device for its daemon: ``python -m ublkpy.daemon.end STYLE ID COOKIE [--force]``.
 
 In another process than the daemon's, which must not wait for its own device
 (see server.py); started anew, because the daemon has threads. It writes to
@@ -19,10 +19,10 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     """The process; the exit code is that of ``ublk del``."""
-    style, dev_id, *options = sys.argv[1:]
+    style, dev_id, cookie, *options = sys.argv[1:]
     log.join(style, int(dev_id))
     try:
-        delete(int(dev_id), force="--force" in options)
+        delete(int(dev_id), int(cookie), force="--force" in options)
     except NoDeviceError:
         return ExitCode.OK  # somebody was faster
     except UblkError as e:

@@ -95,6 +95,17 @@ def device_ids() -> list[int]:
     return sorted(int(p.name.removeprefix("ublkc")) for p in _CLASS.iterdir())
 
 
+def incarnation(dev_id: int) -> int | None:
+    """A number that no earlier or later device of this id has; None while it comes or goes.
+
+    The inode of its folder in sysfs: the kernel uses no number twice (fs/kernfs/dir.c, __kernfs_new_node).
+    """
+    try:
+        return (_CLASS / f"ublkc{dev_id}").stat().st_ino
+    except OSError:
+        return None
+
+
 def status(dev_id: int) -> DeviceStatus:
     """One device; NoDeviceError if there is none."""
     with Control() as control:

@@ -259,7 +259,8 @@ class Server:
 
     def _start_helper(self, dev_id: int, *, force: bool) -> None:
         """Have another process stop and delete the device; with ``force``, it kills this one if that hangs."""
-        argv = [sys.executable, "-P", "-m", end.__name__, log.style(), str(dev_id), *(["--force"] if force else [])]
+        argv = [sys.executable, "-P", "-m", end.__name__, log.style(), str(dev_id), str(self._plan.cookie)]
+        argv += ["--force"] if force else []
         try:
             self._helper = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
