@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -477,6 +478,22 @@ def test_a_second_signal_does_not_disturb_the_end(devices: Devices) -> None:
         command.signal(signal.SIGINT)
         assert command.result().status == 0
     assert inspect.device_ids() == []
+
+
+def test_children_of_another_do_not_disturb_the_foreground(devices: Devices) -> None:
+    """It is their parent where it took the place of the program that started them, or is the first process."""
+
+    def have_children() -> None:
+        for n in range(200):
+            if os.fork() == 0:
+                time.sleep(n * 0.02)
+                os._exit(0)
+
+    with program.running("add", "--foreground", "-t", "null", prepare=have_children) as command:
+        until(lambda: command.out or command.err.count("error"), "the node is printed")
+        assert command.out == "/dev/ublkb0\n", command.err
+        devices.remove(devices.adopt(0))
+        assert command.result().status == 0
 
 
 def test_the_foreground_says_what_it_added_as_json(devices: Devices) -> None:

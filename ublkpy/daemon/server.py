@@ -104,8 +104,8 @@ class Server:
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, lambda _number, _frame: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _only_wake)
         signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
 
     def create(self) -> DevInfo:
@@ -261,6 +261,8 @@ class Server:
         """Have another process stop and delete the device; with ``force``, it kills this one if that hangs."""
         argv = [sys.executable, "-P", "-m", end.__name__, log.style(), str(dev_id), str(self._plan.cookie)]
         argv += ["--force"] if force else []
+        # Not before: children that the caller left to us would interrupt START_DEV.
+        signal.signal(signal.SIGCHLD, _only_wake)
         try:
             self._helper = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
@@ -298,6 +300,10 @@ class Server:
             os.close(self._cdev_fd)
             self._cdev_fd = -1
         self._plan.config.target.close()
+
+
+def _only_wake(_number: int, _frame: object) -> None:
+    """Handles a signal whose byte in the wake socket is all that is wanted."""
 
 
 def _open_cdev(dev_id: int) -> int:
