@@ -17,7 +17,7 @@ from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import ExitCode
 
 from . import disk, kernel, program
-from .devices import MIB, Device, Devices, until
+from .devices import MIB, Device, Devices, held_open, until
 from .kernel import run
 
 TREE = Path(asyncio.__file__).parent
@@ -177,6 +177,21 @@ def test_del_takes_a_stack_down(devices: Devices, scratch: Path, which: str) -> 
     devices.loop(lower.node)
     done = program.ublk("del", *which.split())
     assert (done.status, done.err, inspect.device_ids()) == (0, "", [])
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (1, 0)], ids=["lower first", "upper first"])
+@pytest.mark.parametrize("use", [0, os.O_EXCL], ids=["open", "in use"])
+def test_force_takes_a_stack_down_from_its_top(devices: Devices, scratch: Path, ids: tuple[int, int], use: int) -> None:
+    """What is in the cache of the upper one still gets through the lower one."""
+    image, data = disk.image(scratch / "image", 16 * MIB), disk.pattern(MIB)
+    lower = devices.loop(image, id=ids[0])
+    upper = devices.loop(lower.node, id=ids[1])
+    with held_open(upper.node, os.O_RDWR | use) as fd:
+        os.write(fd, data)
+        done = program.ublk("del", "--force", "--async", "0", "1")
+    assert done.status == 0, done.err
+    assert image.read_bytes()[:MIB] == data
+    until(lambda: not inspect.device_ids(), "both are gone when nobody has them open any more")
 
 
 def test_del_refuses_a_device_with_a_mounted_partition(devices: Devices, scratch: Path) -> None:

@@ -496,7 +496,7 @@ def test_del_of_all_without_driver(ublk: Run) -> None:
 def test_del_takes_each_device_once_and_goes_on_after_an_error(ublk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool, bool]] = []
 
-    def delete(dev_id: int, *, force: bool, wait: bool) -> None:
+    def delete(dev_id: int, *, force: bool, spare_used: bool, wait: bool) -> None:
         seen.append((dev_id, force, wait))
         errors: dict[int, UblkError] = {3: BusyError("device 3 is busy", "wait"), 4: NoDeviceError("no device 4")}
         if dev_id in errors:

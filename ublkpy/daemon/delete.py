@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +58,7 @@ class _Device:
 
     def daemon(self) -> int | None:
         """Its daemon, if that is ours and alive; the driver's word alone may be about a dead process."""
-        try:
-            known = state.read(self.dev_id)
-        except UblkError:
-            return None
+        known = _known(self.dev_id)
         return known.pid if known and known.cookie == self.cookie and known.alive() else None
 
     def loses_dirty_pages(self) -> bool:
@@ -71,23 +69,28 @@ class _Device:
 
 
 def delete(
-    dev_id: int, cookie: int | None = None, *, force: bool = False, wait: bool = True, timeout: float = DEADLINE
+    dev_id: int,
+    cookie: int | None = None,
+    *,
+    force: bool = False,
+    spare_used: bool = False,
+    wait: bool = True,
+    timeout: float = DEADLINE,
 ) -> None:
     """Stop and delete a device, whoever serves it, dead or alive; with ``cookie``, only the one that bears it.
 
-    Another device that gets the id meanwhile is left alone. Refuses a device in use, unless ``force``. With
-    ``force``, a daemon that answers no request for ``timeout`` seconds is killed. Without ``wait`` the id may
-    still be taken for a moment after the return. Raises NoDeviceError, BusyError, UblkError.
+    Another device that gets the id meanwhile is left alone. Refuses a device in use, unless ``force`` without
+    ``spare_used``. With ``force``, a daemon that answers no request for ``timeout`` seconds is killed. Without
+    ``wait`` the id may still be taken for a moment after the return. Raises NoDeviceError, BusyError, UblkError.
     """
     device = _Device.find(dev_id)
     if cookie not in (None, device.cookie):
         raise _another(dev_id)
     user = _find_user(dev_id)
-    if user and not force:
+    if user and (not force or (spare_used and not isinstance(user, _NoAnswer))):
         raise user
     if user:
         log.warning("%s; deleting it all the same: what uses it gets errors, and then frees the id", user.message)
-        wait = False
     try:
         _stop(device, timeout, flush=device.loses_dirty_pages())
     except TimeoutError as e:
@@ -106,7 +109,7 @@ def delete(
     # Before the id is free: the file may be that of the next device then.
     state.remove(dev_id, device.cookie)
     try:
-        _delete(device, timeout, wait)
+        _delete(device, timeout, wait and not user)
     except TimeoutError as e:
         raise UblkError(
             f"device {dev_id} is stopped, but not deleted after {timeout:g} s: it is held open by"
@@ -119,20 +122,50 @@ def delete(
 
 
 def delete_each(dev_ids: list[int], *, force: bool = False, wait: bool = True) -> list[UblkError]:
-    """Delete several devices, those on which others stand after those; returns what failed."""
+    """Delete several devices, those on which others stand after those; returns what failed.
+
+    With ``force``, too: a device writes its caches out only as long as the one that it stands on is there.
+    """
     errors: dict[int, UblkError] = {}
-    left = dev_ids
-    while True:
+
+    def attempt(dev_id: int, spare_used: bool) -> None:
+        errors.pop(dev_id, None)
+        try:
+            delete(dev_id, force=force, spare_used=spare_used, wait=wait)
+        except UblkError as e:
+            errors[dev_id] = e
+
+    left = list(dev_ids)
+    while left:
         for dev_id in left:
-            errors.pop(dev_id, None)
-            try:
-                delete(dev_id, force=force, wait=wait)
-            except UblkError as e:
-                errors[dev_id] = e
+            attempt(dev_id, spare_used=True)
         in_use = [dev_id for dev_id in left if isinstance(errors.get(dev_id), BusyError)]
-        if len(in_use) in (0, len(left)):
-            return [errors[dev_id] for dev_id in dev_ids if dev_id in errors]
+        if len(in_use) == len(left):
+            if not force:
+                break
+            top = _top(in_use)
+            attempt(top, spare_used=False)
+            in_use.remove(top)
         left = in_use
+    return [errors[dev_id] for dev_id in dev_ids if dev_id in errors]
+
+
+def _top(dev_ids: list[int]) -> int:
+    """A device that none of the others stands on, as far as their state files tell; of several the latest, probably."""
+    backings = {os.path.realpath(known.backing) for known in map(_known, dev_ids) if known}
+    free = [n for n in dev_ids if not any(re.fullmatch(rf"/dev/ublkb{n}(p\d+)?", path) for path in backings)]
+    return max(free or dev_ids)
+
+
+def _known(dev_id: int) -> state.DeviceState | None:
+    try:
+        return state.read(dev_id)
+    except UblkError:
+        return None
+
+
+class _NoAnswer(BusyError):
+    """Nobody can tell who uses the device, because its daemon does not answer."""
 
 
 def _find_user(dev_id: int) -> BusyError | None:
@@ -142,7 +175,7 @@ def _find_user(dev_id: int) -> BusyError | None:
     except BusyError as e:
         return e
     except TimeoutError:
-        return BusyError(
+        return _NoAnswer(
             f"/dev/ublkb{dev_id} cannot be opened: its daemon does not answer",
             f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
         )
