@@ -136,6 +136,22 @@ def test_a_mounted_device_outlives_the_first_sigterm(devices: Devices, scratch: 
     until(lambda: not device.exists(), "the id is free when the file system is gone")
 
 
+def test_a_second_sigterm_counts_while_the_first_is_looked_into(devices: Devices, scratch: Path) -> None:
+    log = scratch / "log"
+    device = devices.loop(disk.image(scratch / "image", 16 * MIB), log=log)
+    make_ext4(device)
+    pid = device.pid
+    with kernel.mounted(device.node, scratch / "mnt"):
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: "asked to end" in log.read_text(), "the first one has arrived")
+        os.kill(pid, signal.SIGTERM)
+        assert "the device stays" not in log.read_text()
+        until(lambda: not device.node.exists(), "the disk is gone")
+        assert "by force" in log.read_text()
+    assert wait_end(pid, 30)
+    until(lambda: not device.exists(), "the id is free when the file system is gone")
+
+
 def test_an_unmounted_device_goes_with_the_second_sigterm(devices: Devices, scratch: Path) -> None:
     log = scratch / "log"
     device = devices.loop(disk.image(scratch / "image", 16 * MIB), log=log)

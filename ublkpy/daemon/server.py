@@ -154,11 +154,13 @@ class Server:
     def serve(self, info: DevInfo) -> int:
         """Until the driver has taken the device back. Returns the exit status."""
         _log.info("serving /dev/ublkb%d", info.dev_id)
+        asked = False
         while any(worker.serving for worker in self._workers):
-            asked = self._woken(timeout=None)
+            asked = self._woken(timeout=None) or asked  # what is said while the helper runs counts, too
             self._check_helper()
             if asked and self._helper is None:
-                _log.info("asked to end: deleting /dev/ublkb%d", info.dev_id)
+                asked = False
+                _log.info("asked to end: deleting /dev/ublkb%d%s", info.dev_id, " by force" if self._refused else "")
                 self._start_helper(info.dev_id, force=self._refused)
             self._check_workers()
         self._check_workers()
