@@ -22,6 +22,7 @@ from ublkpy.daemon.ctrl import AUTO_ID, Control
 from ublkpy.daemon.delete import delete
 from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import BusyError, ExitCode, NoDeviceError, UblkError
+from ublkpy.uring.ffi import lib
 from ublkpy.uring.uapi import DevInfo, Feature, State
 
 from . import disk, load, program
@@ -242,6 +243,40 @@ def test_del_async(devices: Devices) -> None:
     assert program.ublk("del", "--async", "-n", str(device.id)).status == 0
     until(lambda: not device.exists(), "the device is gone")
     assert wait_end(pid, 20)
+
+
+def test_del_async_on_a_kernel_without_that_command(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.9. The command is replaced by a number that no kernel knows."""
+
+    class Old:
+        UBLK_U_CMD_DEL_DEV_ASYNC = lib.UBLK_U_CMD_DEL_DEV_ASYNC + 0x60
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(lib, name)
+
+    monkeypatch.setattr("ublkpy.daemon.ctrl.lib", Old())
+    device = devices.null()
+    pid = device.pid
+    # Not by us: what we have open is open in the forked command, too.
+    with held_open(device.node) as fd:
+        opener = subprocess.Popen(["sleep", "60"], stdin=fd)
+    done = program.ublk("del", "--async", "-n", str(device.id))
+    assert (done.status, done.err) == (0, "")
+    assert wait_end(pid, 20)
+    assert not device.exists()
+    assert _id_taken(device.id)
+    opener.kill()
+    opener.wait()
+    until(lambda: not _id_taken(device.id), "the id is free")
+
+
+def _id_taken(dev_id: int) -> bool:
+    with Control() as control:
+        try:
+            control.info(dev_id)
+        except NoDeviceError:
+            return False
+    return True
 
 
 def test_del_ends_the_daemon_and_its_file(devices: Devices) -> None:

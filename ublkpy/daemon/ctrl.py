@@ -129,8 +129,9 @@ class Control:
         self._call("DEL_DEV", dev_id, timeout=timeout)
 
     def delete_async(self, dev_id: int, timeout: float) -> None:
-        """DEL_DEV_ASYNC: the same without the last wait."""
-        self._call("DEL_DEV_ASYNC", dev_id, timeout=timeout)
+        """DEL_DEV_ASYNC: the same without the last wait. Before Linux 6.9, which has no such command, DEL_DEV."""
+        if not self._call("DEL_DEV_ASYNC", dev_id, timeout=timeout, accept=errno.EOPNOTSUPP):
+            self.delete(dev_id, timeout)
 
     def _call(
         self,
@@ -142,7 +143,8 @@ class Control:
         timeout: float = QUICK,
         abort_fd: int = -1,
         accept: int = 0,
-    ) -> None:
+    ) -> bool:
+        """Send a command and wait for its end; False if it failed with the errno ``accept``."""
         cmd = ffi.new("struct ublksrv_ctrl_cmd *")
         cmd.dev_id = dev_id
         cmd.queue_id = _NO_QUEUE
@@ -164,8 +166,9 @@ class Control:
             raise InterruptedByUser(f"{command} of device {dev_id} was interrupted") from e
         except OSError as e:
             if e.errno == accept:
-                return
+                return False
             raise command_error(command, e.errno or errno.EIO, dev_id) from e
+        return True
 
 
 def _may_administer() -> bool:

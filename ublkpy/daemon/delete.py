@@ -243,4 +243,8 @@ def _delete(device: _Device, timeout: float, wait: bool) -> None:
             else:
                 control.delete_async(device.dev_id, timeout)
 
-    isolated(f"device {device.dev_id} to be deleted", remove, timeout)
+    def gone() -> bool:
+        """Only the id is still taken, until nobody has the device open: all that DEL_DEV_ASYNC would do is done."""
+        return not wait and inspect.incarnation(device.dev_id) is None
+
+    isolated(f"device {device.dev_id} to be deleted", remove, timeout, enough=gone)

@@ -23,6 +23,7 @@ from ublkpy.errors import UblkError, from_dict
 log = logging.getLogger(__name__)
 
 _ORDERLY_END = 30.0
+_LOOK = 0.1
 
 
 class Ready:
@@ -144,10 +145,14 @@ def daemon(body: Callable[[Ready], int]) -> Child:
 
 
 def isolated(
-    what: str, action: Callable[[], object], timeout: float, progress: Callable[[], object] = lambda: None
+    what: str,
+    action: Callable[[], object],
+    timeout: float,
+    progress: Callable[[], object] = lambda: None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run ``action`` in another process and wait for its end, at most ``timeout`` seconds after ``progress``
-    last had another value.
+    last had another value; not longer than until ``enough`` is true, the process then goes on alone.
 
     Says on the log that it waits for ``what`` when that takes over a second. For driver commands that no
     signal can end: a process that issued one cannot exit before it is done, so it must not be ours. Raises
@@ -157,21 +162,34 @@ def isolated(
     child = daemon(lambda ready: _report(action, ready))
     try:
         try:
-            child.wait(min(timeout, 1.0))
+            _wait_until(child, min(timeout, 1.0), enough)
         except TimeoutError:
             log.info("waiting for %s, up to %.0f s", what, timeout)
-            _wait_while(child, max(timeout - 1.0, 0.0), progress)
+            _wait_while(child, max(timeout - 1.0, 0.0), progress, enough)
     except EOFError as e:
         raise UblkError("a helper process died before it was done", "try again") from e
     finally:
         child.close()
 
 
-def _wait_while(child: Child, timeout: float, progress: Callable[[], object]) -> None:
+def _wait_until(child: Child, timeout: float, enough: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            child.wait(min(_LOOK, max(deadline - time.monotonic(), 0.0)))
+            return
+        except TimeoutError:
+            if enough():
+                return
+            if time.monotonic() >= deadline:
+                raise
+
+
+def _wait_while(child: Child, timeout: float, progress: Callable[[], object], enough: Callable[[], bool]) -> None:
     while True:
         before = progress()
         try:
-            child.wait(timeout)
+            _wait_until(child, timeout, enough)
             return
         except TimeoutError:
             if progress() == before:
