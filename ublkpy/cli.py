@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ublkpy import __version__, config, render, tgt
-from ublkpy.errors import ConfigError, ExitCode, UblkError
+from ublkpy.errors import ConfigError, ExitCode, NoDeviceError, UblkError
 from ublkpy.tgt.options import BOOL, Option
 
 
@@ -311,6 +311,8 @@ def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, force: b
         ctrl.require_driver()  # without it there is no device to ask for
     dev_ids = inspect.device_ids() if every else list(dict.fromkeys((*numbers, *ids)))
     errors = delete_each(dev_ids, force=force, wait=not no_wait)
+    if every:  # others may delete, too, and then it is done
+        errors = [e for e in errors if not isinstance(e, NoDeviceError)]
     for e in errors:
         show_error(e)
     return errors[0].exit_code if errors else ExitCode.OK

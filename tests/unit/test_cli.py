@@ -510,6 +510,19 @@ def test_del_takes_each_device_once_and_goes_on_after_an_error(ublk: Run, monkey
     assert result.err == "ublk: error: device 3 is busy\n  hint: wait\nublk: error: no device 4\n"
 
 
+def test_del_of_all_does_not_miss_what_others_deleted_meanwhile(ublk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def delete(dev_id: int, **kwargs: object) -> None:
+        raise {3: NoDeviceError("no device 3"), 4: UblkError("device 4 did not stop")}[dev_id]
+
+    monkeypatch.setattr("ublkpy.daemon.delete.delete", delete)
+    monkeypatch.setattr("ublkpy.daemon.ctrl.require_driver", lambda: None)
+    monkeypatch.setattr("ublkpy.daemon.inspect.device_ids", lambda: [3])
+    assert ublk("del", "-a") == Result(0, "", "")
+    assert ublk("del", "-n", "3").code == 3
+    monkeypatch.setattr("ublkpy.daemon.inspect.device_ids", lambda: [3, 4])
+    assert ublk("del", "-a") == Result(1, "", "ublk: error: device 4 did not stop\n")
+
+
 # -- completion ----------------------------------------------------------------------------
 
 

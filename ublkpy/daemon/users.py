@@ -6,29 +6,44 @@ import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ublkpy.daemon import mounts
 from ublkpy.errors import BusyError
 
+BLOCK = Path("/sys/block")
+
 
 def check_unused(dev_id: int) -> None:
     """BusyError that names the user, if the device or one of its partitions is in use."""
-    sysfs = Path(f"/sys/block/ublkb{dev_id}")
+    sysfs = BLOCK / f"ublkb{dev_id}"
     if not sysfs.exists():
         return
-    parts = [sysfs, *sorted(p.parent for p in sysfs.glob("*/partition"))]
+    parts = [sysfs]
+    with _while_it_goes():
+        parts += sorted(p.parent for p in sysfs.glob("*/partition"))
     # Exclusive last: a mounted partition claims the whole disk, too, and is the better answer.
     for find in (_mount_point, _swap, _holder, _exclusive):
         for part in parts:
             use = None
-            with contextlib.suppress(FileNotFoundError):  # the device is just going away
+            with _while_it_goes():
                 use = find(part)
             if use:
                 what, cure = use
                 raise BusyError(
                     f"/dev/{part.name} is {what}", f"{cure}, or use --force: what is not yet written may be lost"
                 )
+
+
+@contextlib.contextmanager
+def _while_it_goes() -> Iterator[None]:
+    """A device that is just going away has no users any more."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
 
 
 def openers(dev_id: int) -> list[str]:

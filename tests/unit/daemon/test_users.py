@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -34,6 +35,20 @@ def sysfs(device: Path) -> Path:
 
 def test_device_that_does_not_exist_is_unused() -> None:
     users.check_unused(1 << 19)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV])
+@pytest.mark.parametrize("where", ["glob", "read_text", "iterdir"])
+def test_device_that_goes_while_it_is_looked_at_is_unused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
+) -> None:
+    def gone(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "ublkb1048575").mkdir()
+    monkeypatch.setattr(users, "BLOCK", tmp_path)
+    monkeypatch.setattr(Path, where, gone)
+    users.check_unused(1048575)
 
 
 def test_unused_device(device: Path) -> None:
