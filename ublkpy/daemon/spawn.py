@@ -242,12 +242,15 @@ def _run(body: Callable[[], int], mask: set[int | signal.Signals]) -> NoReturn:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C has no effect on what is done in here: it cleans up, with deadlines of its own."""
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and SIGTERM have no effect on what is done in here: it cleans up, with deadlines of its own."""
+    before = {}
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, signal.SIG_IGN)
         yield
     finally:
-        signal.signal(signal.SIGINT, on_interrupt)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def wait_end(pid: int, timeout: float, *, kill: bool = False) -> bool:

@@ -266,6 +266,18 @@ def test_end_gives_ctrl_c_back() -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_uninterrupted_is_not_interrupted(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with spawn.uninterrupted():
+            signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+
+
 def test_daemon_ignores_ctrl_c_and_ends_with_sigterm() -> None:
     child = spawn.daemon(serve)
     child.wait(5)
