@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from click.shell_completion import CompletionItem
 from ublkpy import __version__, config, render, tgt
 from ublkpy.errors import ConfigError, ExitCode, NoDeviceError, UblkError
 from ublkpy.tgt.options import BOOL, Option
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -34,6 +37,12 @@ def main() -> None:
     except UblkError as e:
         show_error(e)
         status = e.exit_code
+    except OSError as e:
+        if not _came_from_echo(e):
+            raise
+        _discard_stdout()
+        show_error(UblkError(f"cannot write to stdout: {e.strerror}"))
+        status = ExitCode.FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo("ublk: interrupted", err=True)
         status = ExitCode.INTERRUPTED
@@ -45,6 +54,18 @@ def _fill_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+
+
+def _came_from_echo(e: OSError) -> bool:
+    """Whether it is about the output, ours or click's, and not a bug."""
+    return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(e.__traceback__))
+
+
+def _discard_stdout() -> None:
+    """What is left in the buffer must not fail once more at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def show_error(e: UblkError) -> None:
@@ -267,10 +288,7 @@ def _show_added(dev_id: int, as_json: bool) -> None:
     try:
         click.echo(text)
     except OSError as e:
-        # What is left in the buffer must not fail once more at exit.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.close(null)
+        _discard_stdout()
         raise UblkError(
             f"cannot print the name of the new device: {e.strerror}", "nothing was added; see where stdout goes"
         ) from e
@@ -346,7 +364,11 @@ def recover(dev_id: int) -> None:
     from ublkpy.daemon.recover import recover as recover_device
 
     recover_device(dev_id)
-    click.echo(f"/dev/ublkb{dev_id}")
+    try:
+        click.echo(f"/dev/ublkb{dev_id}")
+    except OSError as e:  # the device works again, whoever hears of it
+        _discard_stdout()
+        log.warning("cannot write to stdout: %s", e.strerror)
 
 
 @cli.command()

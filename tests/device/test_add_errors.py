@@ -247,6 +247,14 @@ def test_a_full_stdout(options: tuple[str, ...]) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("args", ["list", "list --json", "list -n 0", "list -n 0 --json", "features"])
+def test_a_full_stdout_of_other_commands(devices: Devices, args: str) -> None:
+    devices.null()
+    done = program.ublk(*args.split(), prepare=lambda: stdout_to("/dev/full"))
+    expected = "ublk: error: cannot write to stdout: No space left on device\n"
+    assert (done.status, done.err) == (ExitCode.FAILED, expected)
+
+
 @pytest.mark.parametrize("options", [(), ("--foreground",)], ids=" ".join)
 def test_a_reader_that_has_gone(options: tuple[str, ...]) -> None:
     def into_the_void() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -594,6 +595,41 @@ def test_yaml_from_a_pipe_for_add(null_yaml: Path) -> None:
         check=False,
     )
     assert done.returncode == 5, done.stderr
+
+
+@pytest.mark.parametrize("args", ["--help", "--version", "help add", "add --help", "check -c FILE"])
+def test_full_stdout_is_an_error(null_yaml: Path, args: str) -> None:
+    argv = [str(null_yaml) if arg == "FILE" else arg for arg in args.split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ublkpy", *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "ublk: error: cannot write to stdout: No space left on device\n")
+
+
+def test_other_errors_of_the_system_are_bugs(ublk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("ublkpy.config.read_yaml", fail)
+    with pytest.raises(OSError, match="broken"):
+        ublk("check", "-c", "some.yaml")
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "pipe"])
+def test_recover_is_done_whoever_hears_of_it(path: str) -> None:
+    code = (
+        "from ublkpy import cli; from ublkpy.daemon import recover; recover.recover = lambda dev_id: None; cli.main()"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    out = write_end if path == "pipe" else os.open(path, os.O_WRONLY)
+    argv = [sys.executable, "-c", code, "recover", "-n", "7"]
+    done = subprocess.run(argv, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    for fd in {out, write_end}:
+        os.close(fd)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch("ublk: cannot write to stdout: [A-Z][a-z ]+\n", done.stderr)
 
 
 def test_closed_pipe_is_no_traceback() -> None:
