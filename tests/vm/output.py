@@ -7,12 +7,14 @@ from typing import BinaryIO
 class Lane:
     """What one run prints: kept back until its turn comes, passed on as it comes from then on."""
 
-    def __init__(self) -> None:
+    def __init__(self, to_stderr: bool = False) -> None:
+        """With `to_stderr`, what the command prints is only talk."""
+        self._to_stderr = to_stderr
         self._live = False
         self._kept: list[tuple[BinaryIO, bytes]] = []
 
     def out(self, data: bytes) -> None:
-        self._put(sys.stdout.buffer, data)
+        self._put((sys.stderr if self._to_stderr else sys.stdout).buffer, data)
 
     def err(self, text: str) -> None:
         self._put(sys.stderr.buffer, f"tests.vm: {text.rstrip()}\n".encode())

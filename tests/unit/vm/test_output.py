@@ -14,3 +14,10 @@ def test_kept_until_its_turn_and_live_from_then_on(capfdbinary: pytest.CaptureFi
     assert capfdbinary.readouterr() == (b"early\n", b"tests.vm: trouble\n")
     lane.out(b"late")
     assert capfdbinary.readouterr() == (b"late", b"")
+
+
+def test_all_of_it_to_stderr(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    lane = Lane(to_stderr=True)
+    lane.go_live()
+    lane.out(b"talk\n")
+    assert capfdbinary.readouterr() == (b"", b"talk\n")
