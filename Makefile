@@ -19,7 +19,7 @@ test: lint unit device ## everything: lint, unit tests, device tests on three ke
 lint: build ## style, types, layers, C warnings
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --check --quiet .
-	@.venv/bin/mypy --strict --no-error-summary ublkpy tests
+	@.venv/bin/mypy --strict --no-error-summary ublkpy tests bench
 	@.venv/bin/lint-imports
 	@scripts/check-c
 
@@ -43,4 +43,4 @@ vm: ## QEMU and the kernels
 
 clean: ## remove what the others made here (the kernels stay in ~/.cache/ublkpy)
 	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	@find ublkpy tests -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} +
+	@find ublkpy tests bench -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,17 @@
+"""How much work a request costs, in ublkpy and in what else serves block devices: the same figures on any machine.
+
+One small machine is booted under the instruction clock (tests.vm), where a guest instruction takes a nanosecond, and
+all subjects are measured in it, one after the other.
+
+On both sides:
+
+- `subjects`   the table of what is measured, `subject` an entry; `workloads` with which requests
+- `result`     what one subject gave, as it comes out of the machine
+
+In the machine:
+
+- `guest`      subject after subject; `measure` one of them
+- `servers/`   how each is started and stopped; `peers` those whose program is given
+- `fio`        its command line, and its figures
+- `memory`     that of a server
+"""

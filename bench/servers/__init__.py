@@ -1,0 +1,34 @@
+"""How each subject is started and stopped: a server is a function from a `Place` to a block for as long as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+SIZE_BYTES = 128 << 20
+"""Of every device, and of the file behind it."""
+DEPTH = 64
+"""Of every hardware queue that can be told."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server works: an empty `folder` on a tmpfs, a `file` full of data there, the kernel's `modules`."""
+
+    folder: Path
+    file: Path
+    modules: Path
+    queues: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """A device that is being served, by process `pid` unless by the kernel itself."""
+
+    node: Path
+    pid: int | None = None
+
+
+Server = Callable[[Place], AbstractContextManager[Served]]

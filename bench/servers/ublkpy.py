@@ -1,0 +1,35 @@
+"""ublkpy itself, through its command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import DEPTH, SIZE_BYTES, Place, Served, Server
+from .ublk import added
+
+_UBLK = Path(sys.executable).with_name("ublk")
+
+
+def null(*options: str) -> Server:
+    """The null target; `options` are those of `ublk add` besides."""
+    return _server("null", "--size", str(SIZE_BYTES), *options)
+
+
+def loop(*options: str) -> Server:
+    """The loop target on the place's file."""
+    return _server("loop", *options, file=True)
+
+
+def _server(target: str, *options: str, file: bool = False) -> Server:
+    @contextmanager
+    def serve(place: Place) -> Iterator[Served]:
+        add: list[str | Path] = [_UBLK, "add", "-t", target, "-q", str(place.queues), "-d", str(DEPTH), *options]
+        if file:
+            add += ["-f", place.file]
+        with added(add, [_UBLK, "del", "-n"]) as served:
+            yield served
+
+    return serve
