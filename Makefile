@@ -9,7 +9,7 @@ T ?= 1800
 J ?= $(shell nproc)
 
 .NOTPARALLEL:
-.PHONY: help test lint unit device demo build sanitized vm clean
+.PHONY: help test lint unit device bench demo build sanitized vm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ unit: build ## tests that need no driver
 
 device: build sanitized vm ## tests with a real driver, on the kernels K="6.12 6.18 7.3"
 	@$(PYTHON) -m tests.vm -k "$(K)" -j $(J) -t $(T) --pytest tests/device
+
+bench: build ## speed, in instructions: SUBJECTS="null loop", WORKLOADS=, PEER=path/to/kublk, BASE=, JSON=, PLOT=, K=7.3
+	@scripts/setup bench
+	@.venv/bin/python -m bench --kernel "$(if $(filter file,$(origin K)),7.3,$(K))" --subjects "$(SUBJECTS)" \
+		--workloads "$(WORKLOADS)" --base "$(BASE)" $(if $(PEER),--peer "$(PEER)") $(if $(JSON),--json "$(JSON)")
 
 demo: build ## a file becomes a disk, step by step
 	@scripts/demo

@@ -1,7 +1,14 @@
 """How much work a request costs, in ublkpy and in what else serves block devices: the same figures on any machine.
 
-One small machine is booted under the instruction clock (tests.vm), where a guest instruction takes a nanosecond, and
-all subjects are measured in it, one after the other.
+`make bench` is the way in, docs/performance.md says how to read what it prints. One small machine is booted under the
+instruction clock (tests.vm), where a guest instruction takes a nanosecond, and all subjects are measured in it, one
+after the other.
+
+On this machine:
+
+- `__main__`   the command line and its exit status
+- `machine`    boots the machine with `guest` in it
+- `report`     what it measured: ratios, instructions per request, JSON; `table` as text
 
 On both sides:
 
