@@ -29,10 +29,11 @@ unit: build ## tests that need no driver
 device: build sanitized vm ## tests with a real driver, on the kernels K="6.12 6.18 7.3"
 	@$(PYTHON) -m tests.vm -k "$(K)" -j $(J) -t $(T) --pytest tests/device
 
-bench: build ## speed, in instructions: SUBJECTS="null loop", WORKLOADS=, PEER=path/to/kublk, BASE=, JSON=, PLOT=, K=7.3
+bench: build ## speed, in instructions: SUBJECTS="null loop" WORKLOADS= PEER=path/to/kublk BASE= JSON= PLOT= K=7.3
 	@scripts/setup bench
 	@.venv/bin/python -m bench --kernel "$(if $(filter file,$(origin K)),7.3,$(K))" --subjects "$(SUBJECTS)" \
-		--workloads "$(WORKLOADS)" --base "$(BASE)" $(if $(PEER),--peer "$(PEER)") $(if $(JSON),--json "$(JSON)")
+		--workloads "$(WORKLOADS)" --base "$(BASE)" $(if $(PEER),--peer "$(PEER)") $(if $(JSON),--json "$(JSON)") \
+		$(if $(PLOT),--plot "$(PLOT)")
 
 demo: build ## a file becomes a disk, step by step
 	@scripts/demo

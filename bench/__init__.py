@@ -8,7 +8,7 @@ On this machine:
 
 - `__main__`   the command line and its exit status
 - `machine`    boots the machine with `guest` in it
-- `report`     what it measured: ratios, instructions per request, JSON; `table` as text
+- `report`     what it measured: ratios, instructions per request, JSON; `table` as text, `plot` as a picture
 
 On both sides:
 

@@ -39,7 +39,7 @@ def main() -> int:
         chosen = table.choose_subjects(given.subjects.split(), known)
         workloads = table.choose_workloads(given.workloads.split())
         bases = table.choose_bases(given.base.split(), chosen)
-        _check_paths(peer, [given.json] if given.json else [])
+        _check_paths(peer, [path for path in (given.json, given.plot) if path])
         order = Order([s.name for s in chosen], [w.name for w in workloads], peer, given.milliseconds)
         outcome = measured(order, given.kernel)
     except (ChoiceError, SetupError) as error:
@@ -47,7 +47,7 @@ def main() -> int:
         return _USAGE
     families = {subject.name: subject.family for subject in chosen}
     report = Report(outcome.results, workloads, families, bases, _about(given, outcome))
-    _publish(report, given)
+    _publish(report, given, chosen)
     return _status(report, outcome, chosen)
 
 
@@ -60,12 +60,16 @@ def _check_paths(peer: Path | None, outputs: list[Path]) -> None:
             raise ChoiceError(f"{path} cannot be written")
 
 
-def _publish(report: Report, given: argparse.Namespace) -> None:
+def _publish(report: Report, given: argparse.Namespace, chosen: list[Subject]) -> None:
     if not report.results:
         return
     print(render(report))
     if given.json:
         given.json.write_text(json.dumps(document(report), indent=1) + "\n")
+    if given.plot:
+        from .plot import draw  # slow to load
+
+        draw(report, given.plot, {subject.name for subject in chosen if subject.ours})
 
 
 def _status(report: Report, outcome: Outcome, chosen: list[Subject]) -> int:
@@ -93,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--base", metavar="NAMES", default="", help="ratios are to these (kublk, or else what the kernel has)")
     add("--milliseconds", metavar="N", type=int, default=300, help="guest time for each figure (300)")
     add("--json", metavar="FILE", type=Path, help="write everything there as JSON")
+    add("--plot", metavar="FILE", type=Path, help="draw a picture, a PNG")
     return parser
 
 

@@ -1,6 +1,7 @@
 """Ratios, instructions, and how they are shown."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,11 @@ def test_columns() -> None:
     assert aligned([["", "long title"], ["name", "1"], ["n", "22"]]) == (
         "      long title\nname           1\nn             22"
     )
+
+
+def test_picture(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="of the bench group")
+    from bench.plot import draw
+
+    draw(report, tmp_path / "picture.png", {"null"})
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
