@@ -7,7 +7,8 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 
 from cffi import FFI
 
-SOURCES = ("ring.c", "queue.c")
+SOURCES = ("ring.c", "queue.c", "map.c", "map_tree.c", "map_readers.c", "map_check.c")
+HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "map.h", "map_private.h")
 
 KERNEL = """
 #define UBLK_U_CMD_GET_QUEUE_AFFINITY ...
@@ -166,6 +167,76 @@ int uq_run(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
 """
 
+MAP = """
+#define UM_MAX_FILES ...
+
+enum um_op { UM_READ, UM_WRITE, UM_DISCARD, UM_WRITE_ZEROES, UM_NR_OPS, ... };
+enum um_kind { UM_NULL, UM_ZERO, UM_ERROR, UM_UPCALL, UM_FILE, UM_STRIPE, ... };
+
+struct um_action {
+    uint8_t kind;
+    uint8_t chunk_shift;
+    uint16_t slot;
+    uint16_t nr_legs;
+    uint16_t error;
+    int64_t shift;
+};
+struct um_routing { struct um_action actions[4]; };
+struct um_extent {
+    uint64_t start;
+    uint64_t end;
+    uint64_t offset;
+    uint32_t routing;
+};
+struct um_file { int fd; uint8_t is_block_device; };
+struct um_flush { uint8_t kind; uint32_t nr; uint16_t slots[]; ...; };
+struct um_view {
+    const struct um_file *files;
+    const struct um_flush *flush;
+    uint32_t nr_files;
+    ...;
+};
+struct um_map { ...; };
+struct um_reader { ...; };
+struct um_hit {
+    uint64_t end;
+    uint64_t offset;
+    uint8_t kind;
+    uint16_t slot;
+    int32_t error;
+};
+struct um_stats {
+    uint64_t nr_extents;
+    uint64_t nr_nodes;
+    uint64_t nr_dead;
+    uint32_t levels;
+    uint32_t nr_routings;
+    uint32_t nr_files;
+};
+
+int um_init(struct um_map *map, uint64_t size);
+int um_exit(struct um_map *map);
+int um_add_file(struct um_map *map, int fd, int is_block_device);
+int um_add_routing(struct um_map *map, const struct um_routing *routing);
+int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
+               const struct um_flush *flush);
+int um_walk(struct um_map *map, uint64_t pos, struct um_extent *extents,
+            uint32_t nr);
+void um_get_stats(struct um_map *map, struct um_stats *stats);
+int um_synchronize(struct um_map *map, uint32_t timeout_ms);
+
+int um_check(struct um_map *map);
+uint64_t um_probe(struct um_map *map, const uint64_t *pos, uint32_t nr,
+                  uint64_t rounds);
+void um_reader_add(struct um_map *map, struct um_reader *reader);
+void um_reader_remove(struct um_reader *reader);
+void um_reader_enter(struct um_reader *r);
+void um_reader_leave(struct um_reader *r);
+const struct um_view *um_current(const struct um_map *map);
+void um_lookup(const struct um_view *v, uint64_t pos, enum um_op op,
+               struct um_hit *hit);
+"""
+
 LIBC = """
 #define AT_EMPTY_PATH ...
 #define CLONE_NEWNS ...
@@ -192,7 +263,7 @@ int prctl(int option, unsigned long arg2, unsigned long arg3,
 """
 
 ffibuilder = FFI()
-ffibuilder.cdef(KERNEL + RING + QUEUE + LIBC)
+ffibuilder.cdef(KERNEL + RING + QUEUE + MAP + LIBC)
 ffibuilder.set_source(
     "ublkpy.uring._ffi",
     """
@@ -204,11 +275,12 @@ ffibuilder.set_source(
     #include <sys/prctl.h>
     #include <sys/stat.h>
     #include <sys/vfs.h>
+    #include "map.h"
     #include "queue.h"
     typedef __typeof__(((struct statfs *)0)->f_type) fs_type_t;
     """,
     sources=[f"ublkpy/uring/{name}" for name in SOURCES],
-    depends=[f"ublkpy/uring/{name}" for name in ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h")],
+    depends=[f"ublkpy/uring/{name}" for name in HEADERS],
     include_dirs=["ublkpy/uring"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )

@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The extent map: where each byte of a device lives, and what is done about it.
+ *
+ * A map is a partition of [0, size) into extents. An extent has a routing that
+ * says for each op what to do; positions are in bytes, starts and ends are
+ * multiples of 512. No I/O happens here.
+ *
+ * Writers (any thread, one at a time by the map's mutex) never change what has
+ * been published: they make a new tree that shares most of its nodes with the
+ * old one, and publish it, with all that belongs to it, as one um_view.
+ *
+ * Readers take no lock. A thread that wants to look something up embeds a
+ * um_reader, and between um_reader_enter() and um_reader_leave() each view it
+ * gets from um_current() stays valid. What a publication replaced is freed once
+ * each reader has been outside, or has entered again, since then.
+ *
+ * Every function that can fail returns 0 or a count, or -errno.
+ */
+#ifndef UBLKPY_MAP_H
+#define UBLKPY_MAP_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum um_op { UM_READ, UM_WRITE, UM_DISCARD, UM_WRITE_ZEROES, UM_NR_OPS };
+
+enum um_kind {
+	UM_NULL,	/* succeeds, moves nothing */
+	UM_ZERO,	/* gives zeroes; what is written is forgotten */
+	UM_ERROR,	/* fails */
+	UM_UPCALL,	/* Python decides */
+	UM_FILE,	/* in one file */
+	UM_STRIPE,	/* in turns in several files; never in a hit */
+};
+
+#define UM_MAX_FILES	65535
+
+/*
+ * What to do with one op. With p = extent.offset + (pos - extent.start), a byte
+ * of a UM_FILE is at p + shift in the file. That of a UM_STRIPE is in chunk
+ * c = p >> chunk_shift, which is number c / nr_legs in file slot + c % nr_legs,
+ * and shift is added there.
+ */
+struct um_action {
+	uint8_t kind;		/* enum um_kind */
+	uint8_t chunk_shift;	/* UM_STRIPE: log2 of the chunk's bytes, >= 9 */
+	uint16_t slot;		/* UM_FILE, UM_STRIPE: the first file */
+	uint16_t nr_legs;	/* UM_STRIPE: so many files, one slot each */
+	uint16_t error;		/* UM_ERROR: an errno */
+	int64_t shift;		/* UM_FILE, UM_STRIPE: bytes */
+};
+
+struct um_routing {
+	struct um_action actions[UM_NR_OPS];
+};
+
+/* The map borrows fd: open for as long as the map. */
+struct um_file {
+	int fd;
+	uint8_t is_block_device;
+};
+
+struct um_extent {
+	uint64_t start;
+	uint64_t end;
+	uint64_t offset;	/* bytes; 0 if the routing has no use for it */
+	uint32_t routing;	/* as um_add_routing() returned it */
+};
+
+/* Memory that readers may still see after it was replaced. */
+struct um_dead {
+	struct um_dead *next;
+	void *mem;		/* what to free: this is embedded in it */
+	uint64_t epoch;		/* the publication that replaced it */
+};
+
+#define UM_KEYS		64
+#define UM_FANOUT	58	/* entries of a node at rest */
+#define UM_ROOM		(UM_FANOUT + 2)
+
+/*
+ * A node of the B+tree. Immutable once published. Entry i covers [keys[i],
+ * keys[i + 1]), the last one up to where the parent's entry ends. Unused keys
+ * are UINT64_MAX, and there is always one, so that a search needs no count.
+ *
+ * Owner: the tree being made, then each published tree that it is part of, then
+ * the map's list of the dead; dead.epoch is the epoch of its birth until then.
+ */
+struct um_node {
+	uint64_t keys[UM_KEYS];
+	struct um_dead dead;
+	uint16_t nr;
+	uint8_t level;				/* 0: a leaf */
+	union {
+		struct um_node *child[UM_ROOM];
+		uint64_t offset[UM_ROOM];	/* leaf: of the extent */
+	};
+	uint32_t routing[UM_ROOM];		/* leaf: of the extent */
+} __attribute__((aligned(64)));
+
+/* What a FLUSH has to do; part of what is published. Immutable. */
+struct um_flush {
+	struct um_dead dead;
+	uint8_t kind;		/* UM_NULL, UM_UPCALL; UM_FILE: fsync */
+	uint32_t nr;
+	uint16_t slots[];
+};
+
+/*
+ * One state of the map. Immutable; owned by the map, as all that it points to.
+ * The two tables only grow: ids and slots of an older view are good in a newer
+ * one, and what lies behind nr_files is not to be looked at.
+ */
+struct um_view {
+	uint64_t size;			/* bytes */
+	const struct um_routing *only;	/* of the one extent, else NULL */
+	uint64_t only_offset;
+	struct um_node *root;
+	const struct um_routing *routings;
+	const struct um_file *files;
+	const struct um_flush *flush;
+	uint64_t nr_extents;
+	uint32_t nr_files;
+	struct um_dead dead;
+};
+
+struct um_map;
+
+/*
+ * Owner: the caller embeds it; the map links it from um_reader_add() to
+ * um_reader_remove(). Entered and left by one thread.
+ */
+struct um_reader {
+	struct um_map *map;
+	struct um_reader *next;
+	uint64_t seen;		/* the epoch it entered in; 0: outside */
+};
+
+/* A table that readers index while it grows. Owner: the map, then the dead. */
+struct um_table;
+
+/*
+ * Owner: the caller allocates it; um_init() fills it and um_exit() frees what
+ * it holds. Readers touch view and epoch only, all else is the writers', under
+ * lock.
+ */
+struct um_map {
+	struct um_view *view;		/* the current one */
+	uint64_t epoch;			/* counts publications, from 1 on */
+	pthread_mutex_t lock;
+	struct um_reader *readers;
+	struct um_table *routings;
+	struct um_table *files;
+	struct um_flush *flush;		/* that of the current view */
+	struct um_dead *dead;		/* latest first */
+	struct um_node *spare;		/* unpublished, for the next change */
+	uint32_t nr_spare;
+	uint64_t nr_nodes;		/* in the current tree */
+	uint64_t nr_dead;		/* on the list above, of any kind */
+};
+
+/* The answer to a lookup: it holds for [pos, end). */
+struct um_hit {
+	uint64_t end;		/* bytes, position in the device */
+	uint64_t offset;	/* UM_FILE: bytes, position in the file */
+	uint8_t kind;		/* enum um_kind, never UM_STRIPE */
+	uint16_t slot;		/* UM_FILE: into um_view.files */
+	int32_t error;		/* UM_ERROR: -errno; else 0 */
+};
+
+struct um_stats {
+	uint64_t nr_extents;
+	uint64_t nr_nodes;	/* in the current tree */
+	uint64_t nr_dead;	/* replaced, but a reader may have it */
+	uint32_t levels;	/* 1: the root is a leaf */
+	uint32_t nr_routings;
+	uint32_t nr_files;
+};
+
+/* At first one extent of routing 0. um_exit(): -EBUSY while it has readers. */
+int um_init(struct um_map *map, uint64_t size);
+int um_exit(struct um_map *map);
+
+/*
+ * Both return the id of what they added, or -EINVAL, -ENOSPC, -ENOMEM. A
+ * routing may name only files that have been added. Routing 0 is UM_NULL for
+ * all ops. Ids are counted from 0 on.
+ */
+int um_add_file(struct um_map *map, int fd, int is_block_device);
+int um_add_routing(struct um_map *map, const struct um_routing *routing);
+
+/*
+ * Puts the pieces, which may be in any order, in the place of what is there.
+ * All at once for readers, and all or nothing: -EINVAL for pieces that overlap,
+ * are empty, misaligned, outside, of an unknown routing, or where no file can
+ * have bytes; -ENOMEM. The flush, if not NULL, is copied and changes in the
+ * same step.
+ */
+int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
+	       const struct um_flush *flush);
+
+/* Up to nr extents from the one that holds pos on; returns how many. */
+int um_walk(struct um_map *map, uint64_t pos, struct um_extent *extents,
+	    uint32_t nr);
+void um_get_stats(struct um_map *map, struct um_stats *stats);
+/* For tests: -EUCLEAN when the tree breaks one of its own rules. */
+int um_check(struct um_map *map);
+
+void um_reader_add(struct um_map *map, struct um_reader *reader);
+/* The reader must be outside. */
+void um_reader_remove(struct um_reader *reader);
+
+/*
+ * Waits until each reader that is inside has left or entered again: from then
+ * on nobody uses what was replaced before the call. -ETIMEDOUT after
+ * timeout_ms. Never by a reader's own thread while it is inside: it would wait
+ * for itself.
+ */
+int um_synchronize(struct um_map *map, uint32_t timeout_ms);
+
+/*
+ * For tests and measurements: in each round, looks up all nr positions for READ
+ * in one view. Returns in how many rounds the answers were not all of one kind
+ * and slot.
+ */
+uint64_t um_probe(struct um_map *map, const uint64_t *pos, uint32_t nr,
+		  uint64_t rounds);
+
+/* The rest is inline because it runs for each request. */
+
+/* Also when already inside: views got before are then no longer valid. */
+static inline void um_reader_enter(struct um_reader *r)
+{
+	/*
+	 * Acquire: who reads the epoch of a publication sees its view, too, and
+	 * so a reader with that epoch holds nothing that it replaced.
+	 */
+	uint64_t epoch = __atomic_load_n(&r->map->epoch, __ATOMIC_ACQUIRE);
+
+	/*
+	 * Sequentially consistent, as the load in um_current(), and as the
+	 * writer's store of the view and its load of this: either the writer
+	 * sees that we are inside, or we see its view. It is a release, too:
+	 * what was read before under an older epoch has been read.
+	 */
+	__atomic_store_n(&r->seen, epoch, __ATOMIC_SEQ_CST);
+}
+
+static inline void um_reader_leave(struct um_reader *r)
+{
+	/* Release: all reads of views come before it. */
+	__atomic_store_n(&r->seen, 0, __ATOMIC_RELEASE);
+}
+
+/* Only inside. */
+static inline const struct um_view *um_current(const struct um_map *map)
+{
+	/* See um_reader_enter(); also an acquire of what the view points to. */
+	return __atomic_load_n(&map->view, __ATOMIC_SEQ_CST);
+}
+
+/* The entry of n that covers pos: the last key <= pos, without a branch. */
+static inline unsigned int um_find(const struct um_node *n, uint64_t pos)
+{
+	unsigned int i = 0;
+
+	for (unsigned int step = UM_KEYS / 2; step; step /= 2)
+		i += step * (n->keys[i + step] <= pos);
+	return i;
+}
+
+/* The answer for the byte p of an extent that ends at hit->end. */
+static inline void um_resolve(const struct um_action *action, uint64_t pos,
+			      uint64_t p, struct um_hit *hit)
+{
+	uint64_t chunk, left;
+
+	hit->kind = action->kind;
+	hit->slot = action->slot;
+	hit->error = -(int32_t)action->error;
+	hit->offset = p + (uint64_t)action->shift;
+	if (action->kind != UM_STRIPE)
+		return;
+	chunk = p >> action->chunk_shift;
+	left = (1ULL << action->chunk_shift) -
+	       (p & ((1ULL << action->chunk_shift) - 1));
+	hit->kind = UM_FILE;
+	hit->slot = (uint16_t)(action->slot + chunk % action->nr_legs);
+	/* Where this chunk ends in the file, less what is left of it. */
+	hit->offset = ((chunk / action->nr_legs + 1) << action->chunk_shift) -
+		      left + (uint64_t)action->shift;
+	if (hit->end - pos > left)
+		hit->end = pos + left;
+}
+
+/* Behind the end of the map, everything fails with EIO. */
+static inline void um_lookup(const struct um_view *v, uint64_t pos,
+			     enum um_op op, struct um_hit *hit)
+{
+	const struct um_node *n = v->root;
+	unsigned int i;
+
+	hit->end = v->size;
+	if (pos >= v->size) {
+		*hit = (struct um_hit){ .end = UINT64_MAX, .kind = UM_ERROR,
+					.error = -EIO };
+		return;
+	}
+	if (v->only) {
+		um_resolve(&v->only->actions[op], pos, v->only_offset + pos,
+			   hit);
+		return;
+	}
+	for (;; n = n->child[i]) {
+		i = um_find(n, pos);
+		if (n->keys[i + 1] < hit->end)
+			hit->end = n->keys[i + 1];
+		if (!n->level)
+			break;
+	}
+	um_resolve(&v->routings[n->routing[i]].actions[op], pos,
+		   n->offset[i] + (pos - n->keys[i]), hit);
+}
+
+#endif

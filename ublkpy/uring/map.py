@@ -1,0 +1,143 @@
+"""The extent map: where each byte of a device lives, and what is done about it.
+
+A target writes the map; the queues look each request up in it, without Python
+and without a lock. Positions and lengths are in bytes, multiples of 512.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ublkpy.uring.ffi import check, ffi, lib
+from ublkpy.uring.routing import (
+    Action,
+    Error,
+    Extent,
+    File,
+    Flush,
+    Null,
+    Routing,
+    Stripe,
+    Sync,
+    Upcall,
+    Zero,
+    flush_to_c,
+    routing_to_c,
+)
+from ublkpy.uring.uapi import SECTOR
+
+__all__ = ["Action", "Error", "Extent", "File", "Flush", "Map", "Null", "Routing", "Stripe", "Sync", "Upcall", "Zero"]
+
+_BATCH = 256  # extents per call while the map is read back
+
+
+class Map:
+    """A map of ``size`` bytes, at first one extent (of ``Null``). For any thread; ``c`` is what a queue is given.
+
+    ValueError for what has no meaning, OSError when there is no memory; then everything is as it was.
+    """
+
+    def __init__(self, size: int, routing: Routing | None = None) -> None:
+        if not 0 < size < 1 << 63 or size % SECTOR:
+            raise ValueError(f"size of {size} bytes is not a positive multiple of {SECTOR}")
+        self.size = size
+        self.c: Any = ffi.new("struct um_map *")
+        check(lib.um_init(self.c, size), "map")
+        null = Routing.all(Null())
+        self._lock = threading.Lock()  # of these two, which know the same
+        self._routings = {0: null}
+        self._ids = {null: 0}
+        if routing is not None:  # it can name no files yet
+            try:
+                self.replace([Extent(0, size, routing)])
+            except BaseException:
+                self.close()
+                raise
+
+    def add_file(self, fd: int, is_block_device: bool = False) -> int:
+        """The file's number in this map; the first is 0. It stays its caller's, and open for as long as the map."""
+        return check(lib.um_add_file(self.c, fd, is_block_device), "file for a map")
+
+    def replace(self, extents: Iterable[Extent], flush: Flush | None = None) -> None:
+        """Put extents, which may be in any order, in the place of what is there, and change ``flush`` if given.
+
+        For queues it happens all at once. A request that was looked up before may still be on its way.
+        """
+        pieces = [self._piece(extent) for extent in extents]
+        c_flush = ffi.NULL if flush is None else flush_to_c(flush, self.stats().nr_files)
+        res = lib.um_replace(self.c, ffi.new("struct um_extent[]", pieces), len(pieces), c_flush)
+        if res == -errno.EINVAL:
+            raise ValueError(_why_invalid(pieces))
+        check(res, "map")
+
+    def set_flush(self, flush: Flush) -> None:
+        """What a flush, which has no place, does from now on. At first, nothing."""
+        self.replace([], flush)
+
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
+        """What the map says of [start, end), in order, cut to it. Changes meanwhile may or may not be seen."""
+        end = self.size if end is None else min(end, self.size)
+        batch = ffi.new("struct um_extent[]", _BATCH)
+        while start < end:
+            for e in batch[0 : lib.um_walk(self.c, start, batch, _BATCH)]:
+                if start >= end:
+                    break
+                offset = e.offset + start - e.start if self._routings[e.routing].is_placed else 0
+                stop = min(e.end, end)
+                yield Extent(start, stop - start, self._routings[e.routing], offset)
+                start = stop
+
+    @property
+    def count(self) -> int:
+        """How many extents there are: neighbours that continue each other are one."""
+        return int(self.stats().nr_extents)
+
+    def stats(self) -> Any:
+        """struct um_stats."""
+        stats = ffi.new("struct um_stats *")
+        lib.um_get_stats(self.c, stats)
+        return stats
+
+    def synchronize(self, timeout: float) -> None:
+        """Wait until no queue looks requests up in an older state of the map. TimeoutError after so many seconds.
+
+        Not in a queue's own thread. Requests that were looked up before may still be on their way.
+        """
+        check(lib.um_synchronize(self.c, int(timeout * 1000)), "queues that look at the old map")
+
+    def close(self) -> None:
+        """Free it; OSError (EBUSY) while a queue reads it. Nobody else may use it any more. The files stay open."""
+        if self.c is not None:
+            check(lib.um_exit(self.c), "map")
+            self.c = None
+
+    def _piece(self, e: Extent) -> tuple[int, int, int, int]:
+        if e.start % SECTOR or e.length % SECTOR:
+            raise ValueError(f"extent of {e.length} bytes at {e.start}: not multiples of {SECTOR}")
+        if e.start < 0 or e.length <= 0 or e.end > self.size:
+            raise ValueError(f"extent of {e.length} bytes at {e.start}: not within {self.size} bytes")
+        if not 0 <= e.offset < 1 << 63:
+            raise ValueError(f"extent at {e.start}: no file has an offset of {e.offset} bytes")
+        known = self._ids.get(e.routing)
+        return e.start, e.end, e.offset, self._add_routing(e.routing) if known is None else known
+
+    def _add_routing(self, routing: Routing) -> int:
+        c_routing = routing_to_c(routing, self.stats().nr_files)
+        with self._lock:
+            if routing not in self._ids:
+                id = check(lib.um_add_routing(self.c, c_routing), "routing of a map")
+                self._routings[id] = routing
+                self._ids[routing] = id
+            return self._ids[routing]
+
+
+def _why_invalid(pieces: list[tuple[int, int, int, int]]) -> str:
+    ordered = sorted(pieces)
+    for (left, end, *_), (right, *_) in itertools.pairwise(ordered):
+        if right < end:
+            return f"extents at {left} and {right} overlap"
+    return "an extent begins before the start of a file, or ends where no file can"

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+#define _GNU_SOURCE
+#include <stdbool.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "map_private.h"
+
+/* The epoch since which each reader has been outside or has entered. */
+static uint64_t oldest_seen(const struct um_map *map)
+{
+	uint64_t oldest = UINT64_MAX;
+
+	for (struct um_reader *r = map->readers; r; r = r->next) {
+		/*
+		 * Sequentially consistent: see um_reader_enter(). Also an
+		 * acquire: what the reader read before has been read.
+		 */
+		uint64_t seen = __atomic_load_n(&r->seen, __ATOMIC_SEQ_CST);
+
+		if (seen && seen < oldest)
+			oldest = seen;
+	}
+	return oldest;
+}
+
+void um_reclaim(struct um_map *map)
+{
+	struct um_dead **link = &map->dead, *dead;
+	uint64_t oldest;
+
+	if (!*link)
+		return;
+	oldest = oldest_seen(map);
+	/* Latest first: from here on, all are old enough. */
+	while (*link && (*link)->epoch > oldest)
+		link = &(*link)->next;
+	dead = *link;
+	*link = NULL;
+	while (dead) {
+		struct um_dead *next = dead->next;
+
+		free(dead->mem);
+		map->nr_dead--;
+		dead = next;
+	}
+}
+
+void um_bury(struct um_map *map, struct um_dead *dead)
+{
+	dead->epoch = map->epoch;
+	dead->next = map->dead;
+	map->dead = dead;
+	map->nr_dead++;
+}
+
+void um_reader_add(struct um_map *map, struct um_reader *reader)
+{
+	pthread_mutex_lock(&map->lock);
+	*reader = (struct um_reader){ .map = map, .next = map->readers };
+	map->readers = reader;
+	pthread_mutex_unlock(&map->lock);
+}
+
+void um_reader_remove(struct um_reader *reader)
+{
+	struct um_map *map = reader->map;
+	struct um_reader **link = &map->readers;
+
+	pthread_mutex_lock(&map->lock);
+	while (*link != reader)
+		link = &(*link)->next;
+	*link = reader->next;
+	um_reclaim(map);
+	pthread_mutex_unlock(&map->lock);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+int um_synchronize(struct um_map *map, uint32_t timeout_ms)
+{
+	uint64_t deadline = now_ns() + timeout_ms * 1000000ULL, epoch;
+	struct timespec pause = { .tv_nsec = 20000 };
+	bool passed;
+
+	pthread_mutex_lock(&map->lock);
+	epoch = map->epoch + 1;
+	/* Release: whoever enters with this epoch sees the current view. */
+	__atomic_store_n(&map->epoch, epoch, __ATOMIC_RELEASE);
+	for (;;) {
+		passed = oldest_seen(map) >= epoch;
+		if (passed)
+			um_reclaim(map);
+		pthread_mutex_unlock(&map->lock);
+		if (passed)
+			return 0;
+		if (now_ns() >= deadline)
+			return -ETIMEDOUT;
+		nanosleep(&pause, NULL);
+		if (pause.tv_nsec < 1000000)
+			pause.tv_nsec *= 2;
+		pthread_mutex_lock(&map->lock);
+	}
+}
