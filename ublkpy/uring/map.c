@@ -73,6 +73,7 @@ static void publish(struct um_map *map, struct um_view *view,
 
 	view->size = t->size;
 	view->root = t->root;
+	view->level = t->root->level;
 	view->nr_extents = t->nr_extents;
 	view->routings = routings(map);
 	view->files = (const void *)map->files->items;

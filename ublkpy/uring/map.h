@@ -73,7 +73,7 @@ struct um_extent {
 /* Memory that readers may still see after it was replaced. */
 struct um_dead {
 	struct um_dead *next;
-	void *mem;		/* what to free: this is embedded in it */
+	void *mem;		/* what to free; NULL: a um_node */
 	uint64_t epoch;		/* the publication that replaced it */
 };
 
@@ -124,6 +124,7 @@ struct um_view {
 	const struct um_flush *flush;
 	uint64_t nr_extents;
 	uint32_t nr_files;
+	uint8_t level;			/* of the root */
 	struct um_dead dead;
 };
 
@@ -265,11 +266,20 @@ static inline const struct um_view *um_current(const struct um_map *map)
 /* The entry of n that covers pos: the last key <= pos, without a branch. */
 static inline unsigned int um_find(const struct um_node *n, uint64_t pos)
 {
-	unsigned int i = 0;
+	const uint64_t *key = n->keys;
 
+#pragma GCC unroll 8
 	for (unsigned int step = UM_KEYS / 2; step; step /= 2)
-		i += step * (n->keys[i + step] <= pos);
-	return i;
+		key += step * (key[step] <= pos);
+	return (unsigned int)(key - n->keys);
+}
+
+/* So that a leaf's keys come from memory all together, and not in turns. */
+static inline void um_prefetch(const struct um_node *leaf)
+{
+#pragma GCC unroll 8
+	for (unsigned int i = 0; i < UM_KEYS; i += 8)
+		__builtin_prefetch(&leaf->keys[i]);
 }
 
 /* The answer for the byte p of an extent that ends at hit->end. */
@@ -301,26 +311,31 @@ static inline void um_lookup(const struct um_view *v, uint64_t pos,
 			     enum um_op op, struct um_hit *hit)
 {
 	const struct um_node *n = v->root;
+	uint64_t end = v->size;
 	unsigned int i;
 
-	hit->end = v->size;
 	if (pos >= v->size) {
 		*hit = (struct um_hit){ .end = UINT64_MAX, .kind = UM_ERROR,
 					.error = -EIO };
 		return;
 	}
 	if (v->only) {
+		hit->end = end;
 		um_resolve(&v->only->actions[op], pos, v->only_offset + pos,
 			   hit);
 		return;
 	}
-	for (;; n = n->child[i]) {
+	for (unsigned int level = v->level;; level--) {
 		i = um_find(n, pos);
-		if (n->keys[i + 1] < hit->end)
-			hit->end = n->keys[i + 1];
-		if (!n->level)
+		if (n->keys[i + 1] < end)
+			end = n->keys[i + 1];
+		if (!level)
 			break;
+		n = n->child[i];
+		if (level == 1)
+			um_prefetch(n);
 	}
+	hit->end = end;
 	um_resolve(&v->routings[n->routing[i]].actions[op], pos,
 		   n->offset[i] + (pos - n->keys[i]), hit);
 }

@@ -62,6 +62,8 @@ bool mt_continues(const struct um_extent *left, const struct um_extent *right,
 void mt_get(const struct um_node *n, uint64_t size, uint64_t pos,
 	    struct um_extent *extent);
 void mt_free(struct um_node *root);
+/* Keeps a node that nobody sees for the next change, or frees it. */
+void mt_recycle(struct um_map *map, struct um_dead *dead);
 /* Frees all but some of the map's spare nodes. */
 void mt_trim(struct um_map *map, uint32_t keep);
 

@@ -40,7 +40,10 @@ void um_reclaim(struct um_map *map)
 	while (dead) {
 		struct um_dead *next = dead->next;
 
-		free(dead->mem);
+		if (dead->mem)
+			free(dead->mem);
+		else
+			mt_recycle(map, dead);
 		map->nr_dead--;
 		dead = next;
 	}

@@ -10,6 +10,9 @@
 /* What one splice() may take: the way down, a sibling and a split on each. */
 #define MAX_NEW_NODES	(3 * MAX_LEVELS + 1)
 
+_Static_assert(UM_ROOM < UM_KEYS, "each node has an unused key");
+_Static_assert(sizeof(struct um_routing) == 64, "one cache line");
+
 /* The way to a leaf: the node of each level, and which entry led down. */
 struct path {
 	struct um_node *node[MAX_LEVELS];
@@ -19,6 +22,12 @@ struct path {
 void *um_alloc(size_t bytes)
 {
 	return aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+
+static struct um_node *node_of(struct um_dead *dead)
+{
+	return (struct um_node *)((char *)dead -
+				  offsetof(struct um_node, dead));
 }
 
 static void put_spare(struct mt_change *t, struct um_node *n)
@@ -32,7 +41,7 @@ static struct um_node *pop_spare(struct um_node **list, uint32_t *nr)
 {
 	struct um_node *n = *list;
 
-	*list = n->dead.next ? n->dead.next->mem : NULL;
+	*list = n->dead.next ? node_of(n->dead.next) : NULL;
 	(*nr)--;
 	return n;
 }
@@ -45,7 +54,7 @@ static int reserve(struct mt_change *t)
 
 		if (!n)
 			return -ENOMEM;
-		n->dead.mem = n;
+		n->dead.mem = NULL;
 		put_spare(t, n);
 	}
 	return 0;
@@ -388,6 +397,17 @@ void mt_commit(struct mt_change *t)
 	t->map->spare = t->spare;
 	t->map->nr_spare = t->nr_spare;
 	mt_trim(t->map, MAX_NEW_NODES);
+}
+
+void mt_recycle(struct um_map *map, struct um_dead *dead)
+{
+	if (map->nr_spare >= MAX_NEW_NODES) {
+		free(node_of(dead));
+		return;
+	}
+	dead->next = map->spare ? &map->spare->dead : NULL;
+	map->spare = node_of(dead);
+	map->nr_spare++;
 }
 
 /* Ours are reachable only through ours. */

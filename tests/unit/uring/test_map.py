@@ -232,7 +232,7 @@ def fill_while_memory_runs_out() -> None:
         assert list(target_map.extents()) == before
         refused += 1
     assert target_map.count == nr
-    assert refused > 5
+    assert refused > 8  # 6 MiB go to a copy of the pieces, as much to the nodes
     target_map.close()
 
 
