@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import resource
 import subprocess
@@ -236,6 +237,7 @@ def fill_while_memory_runs_out() -> None:
     target_map.close()
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer has memory of its own")
 def test_memory_runs_out() -> None:
     """Wherever it happens, the map stays as it was and can be used. In a process that has no free memory left over."""
     program = f"from {__name__} import fill_while_memory_runs_out as run; run()"
