@@ -79,16 +79,16 @@ def test_ctrl_c_takes_a_new_device_back_and_lets_a_recovery_go_on(tmp_path: Path
     def press(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGUSR1, press)
+    before = signal.signal(signal.SIGINT, press)
     finger = subprocess.Popen(
-        ["sh", "-c", f"until [ -e {tmp_path}/pid ]; do sleep 0.05; done; kill -USR1 {os.getpid()}"]
+        ["sh", "-c", f"until [ -e {tmp_path}/pid ]; do sleep 0.05; done; kill -INT {os.getpid()}"]
     )
     try:
         with pytest.raises(KeyboardInterrupt):
             add.start_daemon(slow(tmp_path), new=new)
     finally:
         finger.wait(10)
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGINT, before)
     pid = int((tmp_path / "pid").read_text())
     assert spawn.wait_end(pid, 0) is new
     assert (tmp_path / "asked").exists() is new
