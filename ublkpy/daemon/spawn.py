@@ -6,6 +6,7 @@ Both fork before the process has a thread or a ring of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 
 _ORDERLY_END = 30.0
 _LOOK = 0.1
+
+# pidfd_open(2) of an id that is no process: never was (ESRCH), a thread's (EINVAL, ENOENT since Linux 6.16),
+# or just being released (EINVAL, seen in Linux 6.12: the id is still known, but belongs to no task any more).
+_NO_PROCESS = (errno.ESRCH, errno.EINVAL, errno.ENOENT)
 
 
 class Ready:
@@ -258,8 +263,10 @@ def wait_end(pid: int, timeout: float, *, kill: bool = False) -> bool:
     ``timeout`` seconds."""
     try:
         fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
+    except OSError as e:
+        if e.errno in _NO_PROCESS:
+            return True
+        raise
     try:
         if kill:
             with contextlib.suppress(ProcessLookupError):

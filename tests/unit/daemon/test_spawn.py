@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -380,6 +381,19 @@ def test_large_message_comes_whole() -> None:
 @pytest.mark.parametrize("kill", [False, True])
 def test_end_of_nobody(kill: bool) -> None:
     assert wait_end(NO_PROCESS, 0, kill=kill)
+
+
+def test_end_of_an_id_that_is_no_longer_of_a_process() -> None:
+    """As an id is while the kernel releases its process, a thread's is known and of no process."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        assert wait_end(thread.native_id, 0)
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_wait_end_and_kill(open_fds: OpenFds) -> None:
