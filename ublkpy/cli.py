@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from ublkpy import __version__, config, render, tgt
 from ublkpy.errors import ConfigError, ExitCode, NoDeviceError, UblkError
 from ublkpy.tgt.options import BOOL, Option
+from ublkpy.uring.mode import MODES
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +243,10 @@ def cli() -> None:
 @click.option("-i", "--user_recovery_reissue", "i", type=_SWITCH, metavar="0|1", help="as ublksrv: --recovery reissue")
 @click.option("-e", "--user_recovery_fail_io", "e", type=_SWITCH, metavar="0|1", help="as ublksrv: --recovery fail")
 @click.option("-u", "--uring_comp", type=_SWITCH, metavar="0|1", help="as ublksrv; the driver always does it")
+@click.option("-z", "--zerocopy", is_flag=True, help="as ublksrv: --mode auto-buf")
+@click.option("--usercopy", "--user_copy", "usercopy", is_flag=True, help="as ublksrv: --mode user-copy")
+@click.option("-g", "--need_get_data", type=_SWITCH, metavar="0|1", help="as ublksrv: --mode get-data")
+@click.option("-b", "--batch-io", "batch", is_flag=True, help="as ublksrv: the batch+ variant of the mode")
 @click.pass_context
 def add(
     ctx: click.Context,
@@ -254,6 +259,10 @@ def add(
     i: int | None,
     e: int | None,
     uring_comp: int | None,
+    zerocopy: bool,
+    usercopy: bool,
+    need_get_data: int | None,
+    batch: bool,
     **values: Any,
 ) -> int:
     """Add a device and print its node, /dev/ublkbN, once it can be used."""
@@ -266,6 +275,7 @@ def add(
             section = said.device if param.section == "device" else said.target
             section[param.declared.name] = values[param.name or ""]
     _recovery_as_ublksrv(said, r, i, e)
+    _mode_as_ublksrv(said, {"auto-buf": zerocopy, "user-copy": usercopy, "get-data": need_get_data}, batch)
     wanted = config.build(said, ctx.meta.get(_FILE))
     if foreground:
         return add_in_foreground(wanted, lambda dev_id: _show_added(dev_id, as_json))
@@ -306,6 +316,20 @@ def _recovery_as_ublksrv(said: config.Draft, r: int | None, i: int | None, e: in
             "say only: --recovery queue|reissue|fail",
         )
     said.device["recovery"] = on[-1] if on else "none"
+
+
+def _mode_as_ublksrv(said: config.Draft, asked: dict[str, object], batch: bool) -> None:
+    """ublksrv's switches as one choice."""
+    ways = [way for way, switch in asked.items() if switch]
+    if not ways and not batch:
+        return
+    name = "batch+" * batch + "".join(ways or ["copy"])
+    if "mode" in said.device or name not in MODES:
+        raise ConfigError(
+            "-z, --usercopy and -g exclude each other, -g excludes -b, and --mode excludes all of them",
+            f"say only: --mode {'|'.join(MODES)}",
+        )
+    said.device["mode"] = name
 
 
 for _opt in config.DeviceOptions.options.values():

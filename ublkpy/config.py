@@ -21,8 +21,10 @@ from ublkpy import tgt
 from ublkpy.errors import ConfigError
 from ublkpy.tgt.base import Target
 from ublkpy.tgt.options import PATH, Configurable, Option, Size, option
+from ublkpy.uring import mode
 from ublkpy.uring.uapi import MAX_QUEUE_DEPTH
 
+ModeName = Literal["auto", mode.Name]
 Recovery = Literal["none", "queue", "reissue", "fail"]
 
 
@@ -34,6 +36,10 @@ class DeviceOptions(Configurable):
     depth: int = option(128, "-d", help="requests in flight per queue", minimum=1, maximum=MAX_QUEUE_DEPTH)
     max_io_buf_bytes: Size = option(
         "512k", help="largest request, and buffer per request", minimum=4096, maximum=32 << 20, multiple=4096
+    )
+    mode: ModeName = option(
+        "auto",
+        help="how data travels between driver and daemon; auto: the way that costs this kernel least per request",
     )
     recovery: Recovery = option(
         "none",

@@ -62,6 +62,7 @@ def test_defaults_of_a_device() -> None:
         "queues": 1,
         "depth": 128,
         "max_io_buf_bytes": 512 << 10,
+        "mode": "auto",
         "recovery": "none",
     }
 
@@ -143,7 +144,7 @@ def test_unknown_key(write: Write) -> None:
 
 def test_unknown_key_that_is_like_no_other_lists_them_all(write: Write) -> None:
     assert mistakes(write("zzz: 1\ntarget: {type: null}"))[0] == (
-        "1: zzz: unknown key; known here: id, queues, depth, max_io_buf_bytes, recovery, log, target"
+        "1: zzz: unknown key; known here: id, queues, depth, max_io_buf_bytes, mode, recovery, log, target"
     )
 
 

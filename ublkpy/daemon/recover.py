@@ -16,6 +16,7 @@ from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import BusyError, UblkError, no_device
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.options import exact_size
+from ublkpy.uring.mode import MODES
 from ublkpy.uring.uapi import Attr, DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def recover(dev_id: int) -> None:
     known = _recoverable(device)
     _wait_quiesced(dev_id)
     try:
-        config = from_dump(known.config)
+        config, mode = from_dump(known.config), MODES[known.mode]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
     plan = Plan(config, _when_released(dev_id, config.target.open), known.cookie)
@@ -45,7 +46,7 @@ def recover(dev_id: int) -> None:
     def begin(server: Server) -> DevInfo:
         # Here, not before the fork: it waits for a mutex where no signal reaches it.
         _when_released(dev_id, lambda: _start_recovery(dev_id))
-        server.take_over(device.info)
+        server.take_over(device.info, mode)
         return device.info
 
     def body(ready: spawn.Ready) -> int:

@@ -29,7 +29,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ublkpy.config import DeviceConfig
 from ublkpy.daemon import end, inspect, log, state
@@ -37,6 +37,7 @@ from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.worker import Worker
 from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.tgt.base import Geometry
+from ublkpy.uring.mode import Mode, demand, names
 from ublkpy.uring.uapi import SECTOR, Attr, DevInfo, Feature, Params
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Plan:
     geometry: Geometry
     cookie: int
 
-    def params(self, max_io_bytes: int) -> Params:
+    def params(self, max_io_bytes: int, mode: Mode) -> Params:
         """The geometry in the driver's terms."""
         g = self.geometry
         attrs = Attr(0)
@@ -85,6 +86,8 @@ class Plan:
             io_min=g.io_min,
             io_opt=g.io_opt,
             discard_granularity=g.discard_granularity,
+            # What O_DIRECT asks for of the memory, when that is the client's own.
+            dma_alignment=SECTOR if mode.in_place else 0,
             max_discard_sectors=g.max_discard_bytes // SECTOR if g.discard_granularity else 0,
             max_write_zeroes_sectors=g.max_write_zeroes_bytes // SECTOR if g.discard_granularity else 0,
         )
@@ -120,13 +123,20 @@ class Server:
             ublksrv_flags=self._plan.cookie,
         )
         with Control() as control:
-            missing = wanted.flags & ~control.features()
+            features = control.features()
+            missing = wanted.flags & ~features
             if missing:
                 raise _unsupported(missing, options.recovery)
-            info = control.add(wanted)
+            mode = demand(options.mode, features)
+            info = control.add(replace(wanted, flags=wanted.flags | mode.flags))
             try:
-                control.set_params(info.dev_id, self._plan.params(info.max_io_buf_bytes))
-                self._bring_up(control, info)
+                lost = (wanted.flags | mode.flags) & ~info.flags
+                if lost:
+                    raise UblkError(
+                        f"the driver did not give the device {names(lost)}", f"it is needed for {mode.name}"
+                    )
+                control.set_params(info.dev_id, self._plan.params(info.max_io_buf_bytes, mode))
+                self._bring_up(control, info, mode)
                 control.start(info.dev_id, self._wake_r.fileno())
             except BaseException as e:
                 self.abandon(info.dev_id)
@@ -134,11 +144,11 @@ class Server:
         self._created = True
         return info
 
-    def take_over(self, info: DevInfo) -> None:
+    def take_over(self, info: DevInfo, mode: Mode) -> None:
         """Serve a device whose daemon died, after START_USER_RECOVERY. Raises UblkError."""
         with Control() as control:
             try:
-                self._bring_up(control, info)
+                self._bring_up(control, info, mode)
                 control.end_recovery(info.dev_id, self._wake_r.fileno())
             except BaseException as e:
                 if info.dev_id not in inspect.device_ids():  # deleted meanwhile, and our state file after that
@@ -172,7 +182,7 @@ class Server:
 
     # -- bring-up --------------------------------------------------------------------------
 
-    def _bring_up(self, control: Control, info: DevInfo) -> None:
+    def _bring_up(self, control: Control, info: DevInfo, mode: Mode) -> None:
         """Open the character device, start the queues, write the state file."""
         self._cdev_fd = _open_cdev(info.dev_id)
         self._workers = [
@@ -181,6 +191,7 @@ class Server:
                 info.queue_depth,
                 info.max_io_buf_bytes,
                 self._cdev_fd,
+                mode,
                 self._plan.config.target.map(),
                 control.affinity(info.dev_id, q_id),
                 self._wake,
@@ -202,7 +213,7 @@ class Server:
                 cookie=self._plan.cookie,
                 pid=os.getpid(),
                 start_time=state.process_start_time(os.getpid()) or 0,
-                mode="copy",
+                mode=mode.name,
                 queues=[worker.state() for worker in self._workers],
                 config=config.dump(),
                 target={
@@ -325,8 +336,7 @@ def _open_cdev(dev_id: int) -> int:
 
 
 def _unsupported(missing: Feature, recovery: str) -> UblkError:
-    names = ", ".join(f"UBLK_F_{flag.name}" for flag in missing)
     return UblkError(
-        f"this kernel's ublk driver lacks {names}, which recovery {recovery!r} needs",
+        f"this kernel's ublk driver lacks {names(missing)}, which recovery {recovery!r} needs",
         "ublk features shows what it has; choose another recovery, or a newer kernel",
     )

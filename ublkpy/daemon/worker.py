@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 
 from ublkpy.daemon.state import QueueState
+from ublkpy.uring.mode import Mode
 from ublkpy.uring.queue import Map, Queue
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Worker(threading.Thread):
         depth: int,
         buf_bytes: int,
         cdev_fd: int,
+        mode: Mode,
         target_map: Map,
         cpus: set[int],
         ended: Callable[[], None],
@@ -40,6 +42,7 @@ class Worker(threading.Thread):
         self._depth = depth
         self._buf_bytes = buf_bytes
         self._cdev_fd = cdev_fd
+        self._mode = mode
         self._map = target_map
         self._cpus = cpus
         self._ended = ended
@@ -71,7 +74,7 @@ class Worker(threading.Thread):
             os.sched_setaffinity(0, self._cpus)
         except OSError as e:  # a cpuset that excludes them, or none of them is online
             log.warning("queue %d runs on any CPU: %s", self.q_id, e)
-        queue = self._queue = Queue(self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._map)
+        queue = self._queue = Queue(self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._mode, self._map)
         self.ready.set()
         while error := queue.run():
             log.error(

@@ -7,8 +7,8 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 
 from cffi import FFI
 
-SOURCES = ("ring.c", "queue.c", "map.c", "map_tree.c", "map_readers.c", "map_check.c")
-HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "map.h", "map_private.h")
+SOURCES = ("ring.c", "queue.c", "driver.c", "request.c", "map.c", "map_tree.c", "map_readers.c", "map_check.c")
+HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "engine.h", "map.h", "map_private.h")
 
 KERNEL = """
 #define UBLK_U_CMD_GET_QUEUE_AFFINITY ...
@@ -67,6 +67,7 @@ KERNEL = """
 #define UBLK_PARAM_TYPE_BASIC ...
 #define UBLK_PARAM_TYPE_DISCARD ...
 #define UBLK_PARAM_TYPE_DEVT ...
+#define UBLK_PARAM_TYPE_DMA_ALIGN ...
 
 struct ublksrv_ctrl_cmd {
     uint32_t dev_id;
@@ -117,12 +118,15 @@ struct ublk_param_devt {
     uint32_t disk_minor;
 };
 
+struct ublk_param_dma_align { uint32_t alignment; ...; };
+
 struct ublk_params {
     uint32_t len;
     uint32_t types;
     struct ublk_param_basic basic;
     struct ublk_param_discard discard;
     struct ublk_param_devt devt;
+    struct ublk_param_dma_align dma;
     ...;
 };
 """
@@ -143,6 +147,7 @@ int ur_next_cqe(struct ur_ring *r, uint64_t *user_data, int32_t *res);
 
 QUEUE = """
 enum uq_route { UQ_NULL, UQ_LINEAR, ... };
+enum uq_data { UQ_COPY, UQ_GET_DATA, UQ_USER_COPY, UQ_ZERO_COPY, UQ_AUTO_BUF, ... };
 enum uq_event { UQ_STOPPED, UQ_IO_ERROR, ... };
 
 struct uq_map {
@@ -150,6 +155,17 @@ struct uq_map {
     int fd;
     uint64_t offset;
     uint8_t is_block_device;
+    ...;
+};
+
+struct uq_options {
+    int cdev_fd;
+    uint16_t q_id;
+    uint16_t depth;
+    uint32_t buf_bytes;
+    uint8_t data;
+    uint8_t batch;
+    uint16_t slots;
     ...;
 };
 
@@ -161,8 +177,8 @@ struct uq_queue {
     ...;
 };
 
-int uq_init(struct uq_queue *q, int cdev_fd, uint16_t q_id, uint16_t depth,
-            uint32_t buf_bytes, const struct uq_map *map);
+int uq_init(struct uq_queue *q, const struct uq_options *opt,
+            const struct uq_map *map);
 int uq_run(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
 """

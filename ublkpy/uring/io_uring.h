@@ -30,7 +30,10 @@ struct io_uring_sqe {
 		uint32_t uring_cmd_flags;
 	};
 	uint64_t user_data;
-	uint16_t buf_index;
+	union {
+		uint16_t buf_index;
+		uint16_t buf_group;
+	};
 	uint16_t personality;
 	uint32_t file_index;
 	union {
@@ -79,6 +82,30 @@ struct io_uring_rsrc_update {
 	uint64_t data;
 };
 
+/* Entries of a ring of provided buffers; the tail is in the first one's resv. */
+struct io_uring_buf {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t bid;
+	uint16_t resv;
+};
+
+struct io_uring_buf_reg {
+	uint64_t ring_addr;
+	uint32_t ring_entries;
+	uint16_t bgid;
+	uint16_t flags;
+	uint64_t resv[3];
+};
+
+struct io_uring_rsrc_register {
+	uint32_t nr;
+	uint32_t flags;
+	uint64_t resv2;
+	uint64_t data;
+	uint64_t tags;
+};
+
 #define IORING_OFF_SQ_RING		0ULL
 #define IORING_OFF_SQES			0x10000000ULL
 
@@ -94,13 +121,28 @@ struct io_uring_rsrc_update {
 #define IORING_ENTER_REGISTERED_RING	(1U << 4)
 
 #define IORING_REGISTER_FILES		2
+#define IORING_REGISTER_BUFFERS2	15
 #define IORING_REGISTER_RING_FDS	20
+#define IORING_REGISTER_PBUF_RING	22
+
+#define IORING_RSRC_REGISTER_SPARSE	(1U << 0)
+
+#define IORING_CQE_F_BUFFER		(1U << 0)
+#define IORING_CQE_F_MORE		(1U << 1)
+#define IORING_CQE_BUFFER_SHIFT		16
 
 #define IOSQE_FIXED_FILE		(1U << 0)
+#define IOSQE_IO_LINK			(1U << 2)
 #define IOSQE_ASYNC			(1U << 4)
+#define IOSQE_BUFFER_SELECT		(1U << 5)
+#define IOSQE_CQE_SKIP_SUCCESS		(1U << 6)
+
+#define IORING_URING_CMD_MULTISHOT	(1U << 1)
 
 #define IORING_OP_NOP			0
 #define IORING_OP_FSYNC			3
+#define IORING_OP_READ_FIXED		4
+#define IORING_OP_WRITE_FIXED		5
 #define IORING_OP_ASYNC_CANCEL		14
 #define IORING_OP_FALLOCATE		17
 #define IORING_OP_READ			22

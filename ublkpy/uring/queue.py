@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ublkpy.uring.ffi import check, ffi, lib
+from ublkpy.uring.mode import Mode
 from ublkpy.uring.uapi import Op
+
+# In the ring's table of buffers, which may have more than any queue needs (io_uring/rsrc.c: IORING_MAX_REG_BUFFERS).
+_BUFFER_SLOTS = 16384
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,13 @@ class Queue:
     after ``run`` returned None: until then the kernel may write to the buffers.
     """
 
-    def __init__(self, cdev_fd: int, q_id: int, depth: int, buf_bytes: int, target_map: Map) -> None:
+    def __init__(self, cdev_fd: int, q_id: int, depth: int, buf_bytes: int, mode: Mode, target_map: Map) -> None:
         self._queue = ffi.new("struct uq_queue *")
-        self._map = _to_c(target_map)
-        check(lib.uq_init(self._queue, cdev_fd, q_id, depth, buf_bytes, self._map), f"set-up of queue {q_id}")
+        options = ffi.new("struct uq_options *")
+        options.cdev_fd, options.q_id, options.depth, options.buf_bytes = cdev_fd, q_id, depth, buf_bytes
+        options.data, options.batch = mode.data, mode.batch
+        options.slots = min(depth, _BUFFER_SLOTS)
+        check(lib.uq_init(self._queue, options, _to_c(target_map)), f"set-up of queue {q_id}")
 
     def run(self) -> IoError | None:
         """Serve requests with the GIL released. None: the driver took all tags back.

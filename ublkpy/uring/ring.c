@@ -130,6 +130,28 @@ int ur_register_files(struct ur_ring *r, const int *fds, unsigned int nr)
 	return sys_register(r->fd, IORING_REGISTER_FILES, fds, nr);
 }
 
+int ur_register_buffer_slots(struct ur_ring *r, unsigned int nr)
+{
+	struct io_uring_rsrc_register reg = {
+		.nr = nr,
+		.flags = IORING_RSRC_REGISTER_SPARSE,
+	};
+
+	return sys_register(r->fd, IORING_REGISTER_BUFFERS2, &reg, sizeof(reg));
+}
+
+int ur_register_buf_ring(struct ur_ring *r, struct io_uring_buf *bufs,
+			 unsigned int nr, uint16_t group)
+{
+	struct io_uring_buf_reg reg = {
+		.ring_addr = (uint64_t)(uintptr_t)bufs,
+		.ring_entries = nr,
+		.bgid = group,
+	};
+
+	return sys_register(r->fd, IORING_REGISTER_PBUF_RING, &reg, 1);
+}
+
 int ur_submit_and_wait(struct ur_ring *r, unsigned int wait_nr)
 {
 	unsigned int head = __atomic_load_n(r->sq_head, __ATOMIC_ACQUIRE);

@@ -48,6 +48,16 @@ void ur_ring_exit(struct ur_ring *r);
 int ur_register_ring_fd(struct ur_ring *r);
 int ur_register_files(struct ur_ring *r, const int *fds, unsigned int nr);
 
+/* An empty table of nr buffers, for those that the driver registers. */
+int ur_register_buffer_slots(struct ur_ring *r, unsigned int nr);
+
+/*
+ * A ring of provided buffers (a power of two) in memory of the caller, which
+ * stays his and must last as long as the ring.
+ */
+int ur_register_buf_ring(struct ur_ring *r, struct io_uring_buf *bufs,
+			 unsigned int nr, uint16_t group);
+
 /* Hands all filled SQEs to the kernel and waits for wait_nr completions. */
 int ur_submit_and_wait(struct ur_ring *r, unsigned int wait_nr);
 

@@ -116,7 +116,7 @@ class DevInfo:
 class Params:
     """``struct ublk_params``: sizes in bytes here, shifts and 512-byte sectors in the kernel.
 
-    A discard granularity of 0 leaves discard and write-zeroes out.
+    A discard granularity of 0 leaves discard and write-zeroes out, a DMA alignment of 0 the driver's own.
     """
 
     size: int
@@ -129,6 +129,7 @@ class Params:
     discard_granularity: int = 0
     max_discard_sectors: int = 0
     max_write_zeroes_sectors: int = 0
+    dma_alignment: int = 0
 
     def to_c(self) -> Any:
         """The struct for SET_PARAMS."""
@@ -149,6 +150,9 @@ class Params:
             params.discard.max_discard_sectors = self.max_discard_sectors
             params.discard.max_write_zeroes_sectors = self.max_write_zeroes_sectors
             params.discard.max_discard_segments = 1
+        if self.dma_alignment:
+            params.types |= lib.UBLK_PARAM_TYPE_DMA_ALIGN
+            params.dma.alignment = self.dma_alignment - 1
         return params
 
     @classmethod
@@ -166,6 +170,7 @@ class Params:
             discard_granularity=discard.discard_granularity if has_discard else 0,
             max_discard_sectors=discard.max_discard_sectors if has_discard else 0,
             max_write_zeroes_sectors=discard.max_write_zeroes_sectors if has_discard else 0,
+            dma_alignment=params.dma.alignment + 1 if params.types & lib.UBLK_PARAM_TYPE_DMA_ALIGN else 0,
         )
 
 

@@ -25,8 +25,27 @@
 /* I/O commands on /dev/ublkcN: _IOWR('u', nr, 16 bytes) */
 #define UBLK_U_IO_FETCH_REQ		0xc0107520U
 #define UBLK_U_IO_COMMIT_AND_FETCH_REQ	0xc0107521U
+#define UBLK_U_IO_NEED_GET_DATA		0xc0107522U
+#define UBLK_U_IO_REGISTER_IO_BUF	0xc0107523U
+#define UBLK_U_IO_UNREGISTER_IO_BUF	0xc0107524U
+#define UBLK_U_IO_PREP_IO_CMDS		0xc0107525U
+#define UBLK_U_IO_COMMIT_IO_CMDS	0xc0107526U
+#define UBLK_U_IO_FETCH_IO_CMDS		0xc0107527U
+
+/* in ublk_batch_io.flags */
+#define UBLK_BATCH_F_HAS_BUF_ADDR	(1U << 1)
+#define UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK	(1U << 2)
+
+/* in the descriptor that sqe.addr holds with AUTO_BUF_REG, above the index */
+#define UBLK_AUTO_BUF_REG_FALLBACK	(1U << 0)
+
+/* where a request's data lies in the character device, with USER_COPY */
+#define UBLKSRV_IO_BUF_OFFSET		0x80000000ULL
+#define UBLK_TAG_OFF			25
+#define UBLK_QID_OFF			41
 
 #define UBLK_IO_RES_OK			0
+#define UBLK_IO_RES_NEED_GET_DATA	1
 #define UBLK_IO_RES_ABORT		(-19)	/* -ENODEV */
 
 #define UBLK_F_SUPPORT_ZERO_COPY	(1ULL << 0)
@@ -67,6 +86,7 @@
 /* op_flags carry these at their final bit position: test with plain & */
 #define UBLK_IO_F_FUA			(1U << 13)
 #define UBLK_IO_F_NOUNMAP		(1U << 15)
+#define UBLK_IO_F_NEED_REG_BUF		(1U << 17)
 
 #define UBLK_ATTR_READ_ONLY		(1U << 0)
 #define UBLK_ATTR_ROTATIONAL		(1U << 1)
@@ -76,6 +96,7 @@
 #define UBLK_PARAM_TYPE_BASIC		(1U << 0)
 #define UBLK_PARAM_TYPE_DISCARD		(1U << 1)
 #define UBLK_PARAM_TYPE_DEVT		(1U << 2)
+#define UBLK_PARAM_TYPE_DMA_ALIGN	(1U << 4)
 
 struct ublksrv_ctrl_cmd {
 	uint32_t dev_id;
@@ -119,6 +140,23 @@ struct ublksrv_io_cmd {
 	uint64_t addr;
 };
 
+struct ublk_batch_io {
+	uint16_t q_id;
+	uint16_t flags;
+	uint16_t nr_elem;
+	uint8_t elem_bytes;
+	uint8_t reserved;
+	uint64_t reserved2;
+};
+
+/* struct ublk_elem_header, and the buffer behind it with HAS_BUF_ADDR */
+struct ublk_elem {
+	uint16_t tag;
+	uint16_t buf_index;
+	int32_t result;
+	uint64_t buf_addr;
+};
+
 struct ublk_param_basic {
 	uint32_t attrs;
 	uint8_t logical_bs_shift;
@@ -147,6 +185,11 @@ struct ublk_param_devt {
 	uint32_t disk_minor;
 };
 
+struct ublk_param_dma_align {
+	uint32_t alignment;	/* less one */
+	uint8_t pad[4];
+};
+
 /* The newest layout; older drivers take the part that they know. */
 struct ublk_params {
 	uint32_t len;
@@ -155,7 +198,7 @@ struct ublk_params {
 	struct ublk_param_discard discard;
 	struct ublk_param_devt devt;
 	uint8_t zoned[32];
-	uint8_t dma[8];
+	struct ublk_param_dma_align dma;
 	uint32_t __pad;
 	uint8_t seg[16];
 	uint8_t integrity[16];
@@ -165,6 +208,8 @@ _Static_assert(sizeof(struct ublksrv_ctrl_cmd) == 32, "ctrl_cmd");
 _Static_assert(sizeof(struct ublksrv_ctrl_dev_info) == 64, "dev_info");
 _Static_assert(sizeof(struct ublksrv_io_desc) == 24, "io_desc");
 _Static_assert(sizeof(struct ublksrv_io_cmd) == 16, "io_cmd");
+_Static_assert(sizeof(struct ublk_batch_io) == 16, "batch_io");
+_Static_assert(sizeof(struct ublk_elem) == 16, "elem");
 _Static_assert(sizeof(struct ublk_params) == 152, "params");
 
 #endif

@@ -11,9 +11,12 @@ from ublkpy.daemon import server
 from ublkpy.daemon.server import Plan
 from ublkpy.errors import UblkError
 from ublkpy.tgt.base import Geometry
+from ublkpy.uring.mode import MODES
 from ublkpy.uring.uapi import Attr, Feature
 
 CONFIG = build(Draft(target_type="null"))
+
+COPY = MODES["copy"]
 
 
 def plan(**geometry: object) -> Plan:
@@ -21,7 +24,9 @@ def plan(**geometry: object) -> Plan:
 
 
 def test_params_of_a_writable_device() -> None:
-    params = plan(discard_granularity=4096, max_discard_bytes=1 << 20, max_write_zeroes_bytes=1 << 21).params(65536)
+    params = plan(discard_granularity=4096, max_discard_bytes=1 << 20, max_write_zeroes_bytes=1 << 21).params(
+        65536, MODES["copy"]
+    )
     assert (params.size, params.max_io_bytes) == (1 << 30, 65536)
     assert params.attrs == Attr.VOLATILE_CACHE | Attr.FUA
     assert (params.discard_granularity, params.max_discard_sectors, params.max_write_zeroes_sectors) == (
@@ -32,7 +37,7 @@ def test_params_of_a_writable_device() -> None:
 
 
 def test_params_without_discard_have_no_limits_of_it() -> None:
-    params = plan(max_discard_bytes=1 << 20, max_write_zeroes_bytes=1 << 20).params(65536)
+    params = plan(max_discard_bytes=1 << 20, max_write_zeroes_bytes=1 << 20).params(65536, COPY)
     assert (params.discard_granularity, params.max_discard_sectors, params.max_write_zeroes_sectors) == (0, 0, 0)
 
 
@@ -46,11 +51,11 @@ def test_params_without_discard_have_no_limits_of_it() -> None:
     ],
 )
 def test_attributes(geometry: dict[str, bool], attrs: Attr) -> None:
-    assert plan(**geometry).params(65536).attrs == attrs
+    assert plan(**geometry).params(65536, COPY).attrs == attrs
 
 
 def test_params_survive_the_way_into_the_driver_and_back() -> None:
-    params = Plan(CONFIG, CONFIG.target.open(), 1).params(524288)
+    params = Plan(CONFIG, CONFIG.target.open(), 1).params(524288, COPY)
     assert type(params).from_c(params.to_c()) == params
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ublkpy.daemon.worker import Worker
+from ublkpy.uring.mode import MODES
 from ublkpy.uring.queue import Null
 
 OpenFds = Callable[[], set[str]]
@@ -27,7 +28,7 @@ def refusing() -> Iterator[int]:
 def run(fd: int, cpus: set[int]) -> tuple[Worker, list[threading.Thread]]:
     """A worker that has ended, and the threads from which it said so."""
     ended: list[threading.Thread] = []
-    worker = Worker(3, 4, 4096, fd, Null(), cpus, lambda: ended.append(threading.current_thread()))
+    worker = Worker(3, 4, 4096, fd, MODES["copy"], Null(), cpus, lambda: ended.append(threading.current_thread()))
     worker.start()
     worker.join(10)
     assert not worker.is_alive()

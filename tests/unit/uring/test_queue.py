@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from ublkpy.uring.ffi import lib
+from ublkpy.uring.mode import MODES
 from ublkpy.uring.queue import IoError, Linear, Map, Null, Queue, _to_c
 
 OpenFds = Callable[[], set[str]]
@@ -18,7 +19,7 @@ def test_file_that_cannot_be_mapped(open_fds: OpenFds) -> None:
     fd = os.open("/dev/null", os.O_RDWR)
     before = open_fds()
     with pytest.raises(OSError, match="set-up of queue 2") as caught:
-        Queue(fd, 2, 4, 4096, Null())
+        Queue(fd, 2, 4, 4096, MODES["copy"], Null())
     assert caught.value.errno == errno.ENODEV
     assert open_fds() == before
     os.close(fd)
@@ -30,7 +31,7 @@ def test_driver_that_refuses_every_fetch(backing: bool, open_fds: OpenFds) -> No
     fd = os.open("/dev/zero", os.O_RDWR)
     target_map: Map = Linear(fd) if backing else Null()
     for depth in (1, 4, 128, 4096):
-        queue = Queue(fd, 0, depth, 4096, target_map)
+        queue = Queue(fd, 0, depth, 4096, MODES["copy"], target_map)
         with pytest.raises(OSError, match="queue: ") as caught:
             queue.run()
         assert caught.value.errno == errno.EOPNOTSUPP
@@ -43,7 +44,7 @@ def test_backing_that_is_not_open(open_fds: OpenFds) -> None:
     fd = os.open("/dev/zero", os.O_RDWR)
     before = open_fds()
     with pytest.raises(OSError, match="set-up of queue 0") as caught:
-        Queue(fd, 0, 4, 4096, Linear(1 << 20))
+        Queue(fd, 0, 4, 4096, MODES["copy"], Linear(1 << 20))
     assert caught.value.errno == errno.EBADF
     assert open_fds() == before
     os.close(fd)

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT
+/*
+ * How requests come from the driver and results go back: with a command for
+ * each tag, or, in batch mode, with one that brings many tags and one that takes
+ * many results (ublk_drv.c, UBLK_F_BATCH_IO).
+ */
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+/* Fetched tags arrive in these; the kernel gives one buffer back to us a CQE. */
+#define NR_FETCH_BUFS	32
+#define FETCH_BUF_TAGS	128
+
+#define NR_ARRAYS	4
+
+static inline bool buffers_from_us(const struct uq_queue *q)
+{
+	return q->opt.data == UQ_COPY || q->opt.data == UQ_GET_DATA;
+}
+
+/* -- one command for each tag ---------------------------------------------- */
+
+static void fetch_tag(struct uq_queue *q, uint32_t cmd_op, uint16_t tag,
+		      int32_t res)
+{
+	struct io_uring_sqe *sqe;
+	uint64_t addr = 0;
+
+	if (buffers_from_us(q))
+		addr = (uint64_t)(uintptr_t)tag_buf(q, tag);
+	sqe = tag_cmd(q, cmd_op, tag, res, addr);
+	sqe->user_data = user_data(FROM_TAG, tag);
+	/* Where the driver is to register the next request's pages. */
+	if (q->opt.data == UQ_AUTO_BUF)
+		sqe->addr = tag | UBLK_AUTO_BUF_REG_FALLBACK << 16;
+}
+
+bool drv_tag_done(struct uq_queue *q, int32_t res)
+{
+	if (res == UBLK_IO_RES_OK || res == UBLK_IO_RES_NEED_GET_DATA)
+		return true;
+	if (res == UBLK_IO_RES_ABORT)
+		q->live--;
+	else
+		q->failed = res < 0 ? res : -EPROTO;
+	return false;
+}
+
+static int start_tags(struct uq_queue *q)
+{
+	int ret;
+
+	for (uint16_t tag = 0; tag < q->opt.depth; tag++)
+		fetch_tag(q, UBLK_U_IO_FETCH_REQ, tag, 0);
+	q->live = q->opt.depth;
+	/*
+	 * All at once: 6.12 cannot cancel a queue of which it has seen only
+	 * some of the tags.
+	 */
+	ret = ur_submit_and_wait(&q->ring, 0);
+	return ret < 0 ? ret : 0;
+}
+
+/* -- batches --------------------------------------------------------------- */
+
+/* An element without the address of a buffer is half as long. */
+static inline size_t elem_bytes(const struct uq_queue *q)
+{
+	return buffers_from_us(q) ? sizeof(struct ublk_elem) :
+				    offsetof(struct ublk_elem, buf_addr);
+}
+
+static inline unsigned char *array_at(const struct uq_queue *q, uint32_t nr)
+{
+	return (unsigned char *)q->batch.elems +
+	       (size_t)nr * q->opt.depth * elem_bytes(q);
+}
+
+static inline void add_elem(struct uq_queue *q, uint16_t tag, int32_t res)
+{
+	const struct ublk_elem elem = {
+		.tag = tag,
+		.buf_index = tag,
+		.result = res,
+		.buf_addr = (uint64_t)(uintptr_t)tag_buf(q, tag),
+	};
+	size_t len = elem_bytes(q);
+
+	memcpy(array_at(q, q->batch.filling) + q->batch.filled++ * len, &elem,
+	       len);
+}
+
+static void batch_cmd(struct uq_queue *q, uint32_t cmd_op, uint32_t array)
+{
+	const struct ublk_batch_io cmd = {
+		.q_id = q->opt.q_id,
+		.flags = buffers_from_us(q) ? UBLK_BATCH_F_HAS_BUF_ADDR :
+			 q->opt.data == UQ_AUTO_BUF ?
+				UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK : 0,
+		.nr_elem = (uint16_t)q->batch.sent[array],
+		.elem_bytes = (uint8_t)elem_bytes(q),
+	};
+	struct io_uring_sqe *sqe = new_sqe(q, CDEV_SLOT);
+
+	sqe->opcode = IORING_OP_URING_CMD;
+	sqe->cmd_op = cmd_op;
+	sqe->addr = (uint64_t)(uintptr_t)array_at(q, array);
+	sqe->user_data = user_data(FROM_BATCH_COMMIT, array);
+	memcpy(sqe->cmd, &cmd, sizeof(cmd));
+	/* It is executed while it is submitted. */
+	q->expected++;
+}
+
+/* Sends the results that have come together, before the thread sleeps. */
+void drv_send(struct uq_queue *q)
+{
+	struct uq_batch *b = &q->batch;
+	uint16_t array = b->filling;
+	unsigned int unused;
+
+	if (!b->filled)
+		return;
+	unused = ~(b->busy | 1U << array) & ((1U << NR_ARRAYS) - 1);
+	if (!unused)
+		return; /* goes on when one of them comes back */
+	b->busy |= (uint16_t)(1U << array);
+	b->sent[array] = b->filled;
+	b->filled = 0;
+	b->filling = (uint16_t)__builtin_ctz(unused);
+	batch_cmd(q, UBLK_U_IO_COMMIT_IO_CMDS, array);
+}
+
+/* The driver says how many bytes of an array it has taken. */
+void drv_committed(struct uq_queue *q, uint32_t array, int32_t res)
+{
+	struct uq_batch *b = &q->batch;
+	size_t len = elem_bytes(q);
+	uint32_t taken;
+
+	if (res <= 0) {
+		q->failed = res ? res : -EPROTO;
+		return;
+	}
+	taken = (uint32_t)res / (uint32_t)len;
+	q->in_hand -= taken;
+	b->sent[array] -= taken;
+	if (!b->sent[array]) {
+		b->busy &= (uint16_t)~(1U << array);
+		return;
+	}
+	memmove(array_at(q, array), array_at(q, array) + taken * len,
+		b->sent[array] * len);
+	batch_cmd(q, UBLK_U_IO_COMMIT_IO_CMDS, array);
+}
+
+static inline uint16_t bid(const struct io_uring_cqe *cqe)
+{
+	return (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
+}
+
+static inline void give_buf(struct uq_queue *q, uint16_t nr)
+{
+	struct uq_batch *b = &q->batch;
+	struct io_uring_buf *buf = &b->ring[b->ring_tail & (NR_FETCH_BUFS - 1)];
+
+	buf->addr = (uint64_t)(uintptr_t)(b->tags + nr * FETCH_BUF_TAGS);
+	buf->len = FETCH_BUF_TAGS * sizeof(*b->tags);
+	buf->bid = nr;
+	b->ring_tail++;
+	/* Release: the entry is written before the kernel may take it. */
+	__atomic_store_n(&b->ring[0].resv, b->ring_tail, __ATOMIC_RELEASE);
+}
+
+static void fetch_batches(struct uq_queue *q)
+{
+	const struct ublk_batch_io cmd = {
+		.q_id = q->opt.q_id,
+		.nr_elem = FETCH_BUF_TAGS,
+		.elem_bytes = sizeof(uint16_t),
+	};
+	struct io_uring_sqe *sqe = new_sqe(q, CDEV_SLOT);
+
+	sqe->opcode = IORING_OP_URING_CMD;
+	sqe->flags |= IOSQE_BUFFER_SELECT;
+	sqe->cmd_op = UBLK_U_IO_FETCH_IO_CMDS;
+	sqe->uring_cmd_flags = IORING_URING_CMD_MULTISHOT;
+	sqe->buf_group = 0;
+	sqe->user_data = user_data(FROM_BATCH_FETCH, 0);
+	memcpy(sqe->cmd, &cmd, sizeof(cmd));
+}
+
+const uint16_t *drv_fetched(struct uq_queue *q, const struct io_uring_cqe *cqe,
+			    uint32_t *nr)
+{
+	*nr = 0;
+	if (cqe->res <= 0 || !(cqe->flags & IORING_CQE_F_BUFFER))
+		return NULL;
+	*nr = (uint32_t)cqe->res / sizeof(uint16_t);
+	q->in_hand += *nr;
+	return q->batch.tags + bid(cqe) * FETCH_BUF_TAGS;
+}
+
+void drv_fetch_again(struct uq_queue *q, const struct io_uring_cqe *cqe)
+{
+	if (cqe->flags & IORING_CQE_F_BUFFER)
+		give_buf(q, bid(cqe));
+	if (cqe->flags & IORING_CQE_F_MORE)
+		return;
+	if (cqe->res >= 0 || cqe->res == -ENOBUFS)
+		fetch_batches(q);
+	else if (cqe->res == UBLK_IO_RES_ABORT)
+		q->live = 0;
+	else
+		q->failed = cqe->res;
+}
+
+static int map_batch(struct uq_queue *q)
+{
+	struct uq_batch *b = &q->batch;
+	size_t ring_len = NR_FETCH_BUFS * sizeof(struct io_uring_buf);
+	size_t tags_len = NR_FETCH_BUFS * FETCH_BUF_TAGS * sizeof(uint16_t);
+	void *m;
+
+	b->elems = calloc((size_t)NR_ARRAYS * q->opt.depth, elem_bytes(q));
+	if (!b->elems)
+		return -ENOMEM;
+	b->ring_len = ring_len + tags_len;
+	m = mmap(NULL, b->ring_len, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (m == MAP_FAILED)
+		return -errno;
+	b->ring = m;
+	b->tags = (uint16_t *)((unsigned char *)m + ring_len);
+	return madvise(m, b->ring_len, MADV_DONTFORK) ? -errno : 0;
+}
+
+/* Tells the driver all tags and their buffers; it fetches only after that. */
+static int start_batches(struct uq_queue *q)
+{
+	struct uq_batch *b = &q->batch;
+	int32_t res;
+	int ret;
+
+	for (uint16_t nr = 0; nr < NR_FETCH_BUFS; nr++)
+		give_buf(q, nr);
+	for (uint16_t tag = 0; tag < q->opt.depth; tag++)
+		add_elem(q, tag, 0);
+	b->sent[0] = b->filled;
+	b->filled = 0;
+	batch_cmd(q, UBLK_U_IO_PREP_IO_CMDS, 0);
+	q->expected = 0;
+	do {
+		ret = ur_submit_and_wait(&q->ring, 1);
+		if (ret < 0 && ret != -EINTR)
+			return ret;
+	} while (!ur_cq_ready(&q->ring));
+	res = ur_cqe(&q->ring, 0)->res;
+	ur_cq_advance(&q->ring, 1);
+	if (res < 0)
+		return res;
+	fetch_batches(q);
+	q->live = 1;
+	ret = ur_submit_and_wait(&q->ring, 0);
+	return ret < 0 ? ret : 0;
+}
+
+/* -- either ---------------------------------------------------------------- */
+
+void drv_commit(struct uq_queue *q, uint16_t tag, int32_t res)
+{
+	if (q->opt.batch)
+		add_elem(q, tag, res);
+	else
+		fetch_tag(q, UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, res);
+}
+
+int drv_init(struct uq_queue *q)
+{
+	int ret = 0;
+
+	if (q->opt.batch) {
+		ret = map_batch(q);
+		if (!ret)
+			ret = ur_register_buf_ring(&q->ring, q->batch.ring,
+						   NR_FETCH_BUFS, 0);
+	}
+	if (!ret && q->opt.data >= UQ_ZERO_COPY)
+		ret = ur_register_buffer_slots(&q->ring, q->opt.slots);
+	return ret;
+}
+
+int drv_start(struct uq_queue *q)
+{
+	return q->opt.batch ? start_batches(q) : start_tags(q);
+}
+
+void drv_exit(struct uq_queue *q)
+{
+	if (q->batch.ring)
+		munmap(q->batch.ring, q->batch.ring_len);
+	free(q->batch.elems);
+	q->batch.ring = NULL;
+	q->batch.elems = NULL;
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the engine's files share. Everything runs on the queue's own thread.
+ */
+#ifndef UBLKPY_ENGINE_H
+#define UBLKPY_ENGINE_H
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "queue.h"
+
+#define SECTOR_SHIFT	9
+
+/* Slots of the ring's registered files. */
+enum { CDEV_SLOT, BACKING_SLOT, NR_SLOTS };
+
+/*
+ * user_data: who completes in bits 32-39, and below the tag, the number of the
+ * piece, or that of the commit array.
+ */
+enum uq_from {
+	FROM_TAG,		/* FETCH or COMMIT of a tag */
+	FROM_PIECE,
+	FROM_BATCH_FETCH,
+	FROM_BATCH_COMMIT,
+	FROM_NOBODY,		/* seen only if it fails */
+};
+
+#define FROM_SHIFT	32
+
+static inline uint64_t user_data(enum uq_from from, uint32_t nr)
+{
+	return (uint64_t)from << FROM_SHIFT | nr;
+}
+
+static inline uint32_t iod_op(const struct ublksrv_io_desc *iod)
+{
+	return iod->op_flags & 0xff;
+}
+
+static inline uint64_t iod_bytes(const struct ublksrv_io_desc *iod)
+{
+	return (uint64_t)iod->nr_sectors << SECTOR_SHIFT;
+}
+
+static inline bool moves_data(uint32_t op)
+{
+	return op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
+}
+
+/* Whether the backing reads and writes the client's pages. */
+static inline bool in_place(const struct uq_io *io)
+{
+	return io->way >= UQ_REGISTERED;
+}
+
+static inline unsigned char *tag_buf(const struct uq_queue *q, uint16_t tag)
+{
+	return q->bufs + (size_t)tag * q->opt.buf_bytes;
+}
+
+/*
+ * All zeros but for the registered file that it is about. If the submission
+ * queue is full, what is in it goes to the kernel first. If that does not help,
+ * better no daemon, which can be recovered, than a request that is lost.
+ */
+static inline struct io_uring_sqe *new_sqe(struct uq_queue *q, int slot)
+{
+	struct io_uring_sqe *sqe = ur_get_sqe(&q->ring);
+
+	if (__builtin_expect(!sqe, 0)) {
+		ur_submit_and_wait(&q->ring, 0);
+		sqe = ur_get_sqe(&q->ring);
+		if (!sqe)
+			abort();
+	}
+	memset(sqe, 0, sizeof(*sqe));
+	sqe->flags = IOSQE_FIXED_FILE;
+	sqe->fd = slot;
+	return sqe;
+}
+
+/* A command to the driver about one tag. */
+static inline struct io_uring_sqe *tag_cmd(struct uq_queue *q, uint32_t cmd_op,
+					   uint16_t tag, int32_t result,
+					   uint64_t addr)
+{
+	const struct ublksrv_io_cmd cmd = {
+		.q_id = q->opt.q_id,
+		.tag = tag,
+		.result = result,
+		.addr = addr,
+	};
+	struct io_uring_sqe *sqe = new_sqe(q, CDEV_SLOT);
+
+	sqe->opcode = IORING_OP_URING_CMD;
+	sqe->cmd_op = cmd_op;
+	memcpy(sqe->cmd, &cmd, sizeof(cmd));
+	return sqe;
+}
+
+/* driver.c: how requests come and results go */
+
+int drv_init(struct uq_queue *q);
+int drv_start(struct uq_queue *q);
+void drv_exit(struct uq_queue *q);
+
+/* A FETCH or COMMIT is done: whether it brought a request. */
+bool drv_tag_done(struct uq_queue *q, int32_t res);
+
+/* A batch of requests: their tags, valid until drv_fetch_again(). */
+const uint16_t *drv_fetched(struct uq_queue *q, const struct io_uring_cqe *cqe,
+			    uint32_t *nr);
+void drv_fetch_again(struct uq_queue *q, const struct io_uring_cqe *cqe);
+
+/* Hands a request back with its result, in batch mode with the next drv_send(). */
+void drv_commit(struct uq_queue *q, uint16_t tag, int32_t res);
+void drv_send(struct uq_queue *q);
+
+/* A batch of results is done: how many bytes of it the driver took, or -errno. */
+void drv_committed(struct uq_queue *q, uint32_t array, int32_t res);
+
+/* request.c: what becomes of a request between fetch and commit */
+
+void req_start(struct uq_queue *q, uint16_t tag, bool wants_data);
+void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res);
+
+#endif

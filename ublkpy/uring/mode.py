@@ -1,0 +1,89 @@
+"""The data modes: how requests and their data travel between the driver and us.
+
+=============  ==========================================================================
+copy           the driver copies data to and from a buffer of ours, for each request
+get-data       the same, but a write's data only when we have seen the request and ask
+user-copy      we read and write the data at the character device
+zero-copy      we have the request's own pages registered as a buffer of the ring
+auto-buf       the driver registers them before we see the request
+batch+...      requests come and results go many at a time (not with get-data)
+=============  ==========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from ublkpy.errors import UblkError
+from ublkpy.uring.ffi import lib
+from ublkpy.uring.uapi import Feature
+
+Name = Literal[
+    "copy",
+    "get-data",
+    "user-copy",
+    "zero-copy",
+    "auto-buf",
+    "batch+copy",
+    "batch+user-copy",
+    "batch+zero-copy",
+    "batch+auto-buf",
+]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One of them: its name, what the driver must have for it, and the engine's terms."""
+
+    name: Name
+    flags: Feature
+    data: int
+    batch: bool = False
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the backing reads and writes the pages of the request itself."""
+        return bool(self.flags & (Feature.SUPPORT_ZERO_COPY | Feature.AUTO_BUF_REG))
+
+
+# With user-copy for the requests that the driver could not register.
+_AUTO_BUF = Feature.AUTO_BUF_REG | Feature.USER_COPY
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode("copy", Feature(0), lib.UQ_COPY),
+        Mode("get-data", Feature.NEED_GET_DATA, lib.UQ_GET_DATA),
+        Mode("user-copy", Feature.USER_COPY, lib.UQ_USER_COPY),
+        Mode("zero-copy", Feature.SUPPORT_ZERO_COPY, lib.UQ_ZERO_COPY),
+        Mode("auto-buf", _AUTO_BUF, lib.UQ_AUTO_BUF),
+        Mode("batch+copy", Feature.BATCH_IO, lib.UQ_COPY, batch=True),
+        Mode("batch+user-copy", Feature.BATCH_IO | Feature.USER_COPY, lib.UQ_USER_COPY, batch=True),
+        Mode("batch+zero-copy", Feature.BATCH_IO | Feature.SUPPORT_ZERO_COPY, lib.UQ_ZERO_COPY, batch=True),
+        Mode("batch+auto-buf", Feature.BATCH_IO | _AUTO_BUF, lib.UQ_AUTO_BUF, batch=True),
+    )
+}
+
+
+def fastest(features: Feature) -> Mode:
+    """The mode with the fewest instructions per request of 4 KiB that this driver has."""
+    return MODES["batch+copy" if Feature.BATCH_IO in features else "copy"]
+
+
+def demand(name: str, features: Feature) -> Mode:
+    """The mode of this name, or the fastest for ``auto``; UblkError names what the driver lacks for it."""
+    mode = fastest(features) if name == "auto" else MODES[name]
+    missing = mode.flags & ~features
+    if missing:
+        raise UblkError(
+            f"this kernel's ublk driver lacks {names(missing)}, which mode {mode.name} needs",
+            "leave --mode out to get the fastest that it has; ublk features shows all",
+        )
+    return mode
+
+
+def names(flags: Iterable[Feature]) -> str:
+    """Flags as the kernel spells them."""
+    return ", ".join(f"UBLK_F_{flag.name}" for flag in flags)
