@@ -37,6 +37,7 @@ from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.worker import Worker
 from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.tgt.base import Geometry
+from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, demand, names
 from ublkpy.uring.uapi import SECTOR, Attr, DevInfo, Feature, Params
 
@@ -99,6 +100,7 @@ class Server:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._workers: list[Worker] = []
+        self._map: Map | None = None
         self._helper: subprocess.Popen[bytes] | None = None
         self._cdev_fd = -1
         self._refused = False
@@ -185,6 +187,7 @@ class Server:
     def _bring_up(self, control: Control, info: DevInfo, mode: Mode) -> None:
         """Open the character device, start the queues, write the state file."""
         self._cdev_fd = _open_cdev(info.dev_id)
+        self._map = self._plan.config.target.map(self._plan.geometry.size)
         self._workers = [
             Worker(
                 q_id,
@@ -192,7 +195,8 @@ class Server:
                 info.max_io_buf_bytes,
                 self._cdev_fd,
                 mode,
-                self._plan.config.target.map(),
+                self._plan.config.target,
+                self._map,
                 control.affinity(info.dev_id, q_id),
                 self._wake,
             )
@@ -312,6 +316,8 @@ class Server:
         if self._cdev_fd >= 0:
             os.close(self._cdev_fd)
             self._cdev_fd = -1
+        if self._map and not any(worker.serving for worker in self._workers):
+            self._map.close()
         self._plan.config.target.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -9,8 +10,10 @@ import threading
 from collections.abc import Callable
 
 from ublkpy.daemon.state import QueueState
+from ublkpy.tgt.base import Target
+from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode
-from ublkpy.uring.queue import Map, Queue
+from ublkpy.uring.queue import IoError, Queue, Request
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ class Worker(threading.Thread):
         buf_bytes: int,
         cdev_fd: int,
         mode: Mode,
+        target: Target,
         target_map: Map,
         cpus: set[int],
         ended: Callable[[], None],
@@ -43,6 +47,7 @@ class Worker(threading.Thread):
         self._buf_bytes = buf_bytes
         self._cdev_fd = cdev_fd
         self._mode = mode
+        self._target = target
         self._map = target_map
         self._cpus = cpus
         self._ended = ended
@@ -76,13 +81,33 @@ class Worker(threading.Thread):
             log.warning("queue %d runs on any CPU: %s", self.q_id, e)
         queue = self._queue = Queue(self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._mode, self._map)
         self.ready.set()
-        while error := queue.run():
-            log.error(
-                "queue %d: %s at sector %d failed: %s (%d failed so far)",
-                self.q_id,
-                error.op_name,
-                error.start_sector,
-                os.strerror(error.errno),
-                error.count,
-            )
+        while event := queue.run():
+            if isinstance(event, IoError):
+                self._tell(event)
+            else:
+                self._ask(event)
         self.release()
+
+    def _ask(self, requests: list[Request]) -> None:
+        """Have the target answer; what it raises is the answer to those that it left."""
+        try:
+            self._target.upcall(requests)
+            return
+        except OSError as e:
+            answer = e.errno or errno.EIO
+        except Exception:
+            log.exception("queue %d: target %s failed", self.q_id, self._target.name)
+            answer = errno.EIO
+        for request in requests:
+            if not request.answered:
+                request.fail(answer)
+
+    def _tell(self, error: IoError) -> None:
+        log.error(
+            "queue %d: %s at sector %d failed: %s (%d failed so far)",
+            self.q_id,
+            error.op_name,
+            error.start_sector,
+            os.strerror(error.errno),
+            error.count,
+        )

@@ -12,6 +12,9 @@
         └─────────────── fork ───────────────▶ map()   what the engine serves
                                                  │     without Python
                                                  ▼
+                                               upcall()  the rest, in the
+                                                 │       queues' threads
+                                                 ▼
                                                close() after the last request
 
 ``open`` runs in the foreground, so that whatever is wrong is told to the user.
@@ -21,11 +24,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ublkpy.tgt.options import Configurable
-from ublkpy.uring.queue import Map
+from ublkpy.uring.map import Map
+from ublkpy.uring.queue import Request
 
 MAX_DISCARD_BYTES = 4 * 1024**3 - 512
 """The most that one discard or write-zeroes request may cover: 32 bits of bytes."""
@@ -66,8 +71,15 @@ class Target(Configurable, ABC):
         """
 
     @abstractmethod
-    def map(self) -> Map:
-        """Where the bytes live. Runs in the daemon, after ``open``."""
+    def map(self, size: int) -> Map:
+        """Where the ``size`` bytes of the device live. Runs in the daemon, after ``open``."""
+
+    def upcall(self, requests: Sequence[Request]) -> None:
+        """Answer the requests that the map leaves to Python, now or later. Runs in the thread of a queue.
+
+        OSError is the answer to those that it leaves, any other exception is EIO and a traceback in the log.
+        """
+        raise NotImplementedError(f"the map of {self.name} asks for what it cannot answer")
 
     def close(self) -> None:
         """Release what ``open`` took. Runs after the last request; must not raise."""

@@ -12,7 +12,7 @@ from ublkpy.errors import UblkError
 from ublkpy.tgt.backing import Backing, Limits
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.options import SECTOR, Offset, Size, exact_size, option
-from ublkpy.uring.queue import Linear, Map
+from ublkpy.uring.map import Extent, File, Map, Routing, Sync
 
 
 class LoopTarget(Target):
@@ -41,8 +41,11 @@ class LoopTarget(Target):
             self.close()
             raise
 
-    def map(self) -> Map:
-        return Linear(self._backing.fd, self.offset, self._backing.is_block_device)
+    def map(self, size: int) -> Map:
+        found = Map(size)
+        file = found.add_file(self._backing.fd, self._backing.is_block_device)
+        found.replace([Extent(0, size, Routing.all(File(file)), self.offset)], Sync((file,)))
+        return found
 
     def close(self) -> None:
         self._backing.close()

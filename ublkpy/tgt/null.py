@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ublkpy.tgt.base import MAX_DISCARD_BYTES, Geometry, Target
 from ublkpy.tgt.options import Size, option
-from ublkpy.uring.queue import Map, Null
+from ublkpy.uring.map import Map
 
 
 class NullTarget(Target):
@@ -21,5 +21,5 @@ class NullTarget(Target):
             max_write_zeroes_bytes=MAX_DISCARD_BYTES,
         )
 
-    def map(self) -> Map:
-        return Null()
+    def map(self, size: int) -> Map:
+        return Map(size)  # of Null()

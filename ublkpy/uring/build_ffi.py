@@ -59,6 +59,8 @@ KERNEL = """
 #define UBLK_IO_OP_DISCARD ...
 #define UBLK_IO_OP_WRITE_ZEROES ...
 
+#define UBLK_IO_F_FUA ...
+#define UBLK_IO_F_NOUNMAP ...
 #define UBLK_ATTR_READ_ONLY ...
 #define UBLK_ATTR_ROTATIONAL ...
 #define UBLK_ATTR_VOLATILE_CACHE ...
@@ -146,17 +148,8 @@ int ur_next_cqe(struct ur_ring *r, uint64_t *user_data, int32_t *res);
 """
 
 QUEUE = """
-enum uq_route { UQ_NULL, UQ_LINEAR, ... };
 enum uq_data { UQ_COPY, UQ_GET_DATA, UQ_USER_COPY, UQ_ZERO_COPY, UQ_AUTO_BUF, ... };
-enum uq_event { UQ_STOPPED, UQ_IO_ERROR, ... };
-
-struct uq_map {
-    uint32_t route;
-    int fd;
-    uint64_t offset;
-    uint8_t is_block_device;
-    ...;
-};
+enum uq_event { UQ_STOPPED, UQ_IO_ERROR, UQ_UPCALLS, ... };
 
 struct uq_options {
     int cdev_fd;
@@ -174,13 +167,25 @@ struct uq_queue {
     uint32_t error_op;
     int32_t error_res;
     uint64_t error_sector;
+    uint64_t upcalls;
     ...;
 };
 
+struct uq_upcall {
+    uint32_t piece;
+    uint32_t op_flags;
+    uint64_t pos;
+    uint64_t len;
+    unsigned char *buf;
+};
+
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
-            const struct uq_map *map);
+            struct um_map *map);
 int uq_run(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
+int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
+void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
+void uq_retry(struct uq_queue *q, uint32_t piece);
 """
 
 MAP = """
@@ -279,7 +284,7 @@ int prctl(int option, unsigned long arg2, unsigned long arg3,
 """
 
 ffibuilder = FFI()
-ffibuilder.cdef(KERNEL + RING + QUEUE + MAP + LIBC)
+ffibuilder.cdef(KERNEL + RING + MAP + QUEUE + LIBC)
 ffibuilder.set_source(
     "ublkpy.uring._ffi",
     """

@@ -103,7 +103,7 @@ static void batch_cmd(struct uq_queue *q, uint32_t cmd_op, uint32_t array)
 		.nr_elem = (uint16_t)q->batch.sent[array],
 		.elem_bytes = (uint8_t)elem_bytes(q),
 	};
-	struct io_uring_sqe *sqe = new_sqe(q, CDEV_SLOT);
+	struct io_uring_sqe *sqe = new_sqe(q);
 
 	sqe->opcode = IORING_OP_URING_CMD;
 	sqe->cmd_op = cmd_op;
@@ -181,7 +181,7 @@ static void fetch_batches(struct uq_queue *q)
 		.nr_elem = FETCH_BUF_TAGS,
 		.elem_bytes = sizeof(uint16_t),
 	};
-	struct io_uring_sqe *sqe = new_sqe(q, CDEV_SLOT);
+	struct io_uring_sqe *sqe = new_sqe(q);
 
 	sqe->opcode = IORING_OP_URING_CMD;
 	sqe->flags |= IOSQE_BUFFER_SELECT;

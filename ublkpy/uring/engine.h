@@ -13,8 +13,12 @@
 
 #define SECTOR_SHIFT	9
 
-/* Slots of the ring's registered files. */
-enum { CDEV_SLOT, BACKING_SLOT, NR_SLOTS };
+/*
+ * The ring's registered files: the character device, and as many of the map's
+ * as it had when the queue was made and as there is room for. Others are named
+ * by their descriptor.
+ */
+enum { CDEV_SLOT, FIRST_FILE_SLOT, MAX_FIXED = 63 };
 
 /*
  * user_data: who completes in bits 32-39, and below the tag, the number of the
@@ -62,11 +66,11 @@ static inline unsigned char *tag_buf(const struct uq_queue *q, uint16_t tag)
 }
 
 /*
- * All zeros but for the registered file that it is about. If the submission
+ * About the character device, all else zeros. If the submission
  * queue is full, what is in it goes to the kernel first. If that does not help,
  * better no daemon, which can be recovered, than a request that is lost.
  */
-static inline struct io_uring_sqe *new_sqe(struct uq_queue *q, int slot)
+static inline struct io_uring_sqe *new_sqe(struct uq_queue *q)
 {
 	struct io_uring_sqe *sqe = ur_get_sqe(&q->ring);
 
@@ -78,7 +82,7 @@ static inline struct io_uring_sqe *new_sqe(struct uq_queue *q, int slot)
 	}
 	memset(sqe, 0, sizeof(*sqe));
 	sqe->flags = IOSQE_FIXED_FILE;
-	sqe->fd = slot;
+	sqe->fd = CDEV_SLOT;
 	return sqe;
 }
 
@@ -93,7 +97,7 @@ static inline struct io_uring_sqe *tag_cmd(struct uq_queue *q, uint32_t cmd_op,
 		.result = result,
 		.addr = addr,
 	};
-	struct io_uring_sqe *sqe = new_sqe(q, CDEV_SLOT);
+	struct io_uring_sqe *sqe = new_sqe(q);
 
 	sqe->opcode = IORING_OP_URING_CMD;
 	sqe->cmd_op = cmd_op;
@@ -126,5 +130,7 @@ void drv_committed(struct uq_queue *q, uint32_t array, int32_t res);
 
 void req_start(struct uq_queue *q, uint16_t tag, bool wants_data);
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res);
+void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res);
+void req_serve(struct uq_queue *q, struct uq_piece *p);
 
 #endif

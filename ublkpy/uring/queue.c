@@ -44,6 +44,19 @@ static void handle_cqe(struct uq_queue *q, const struct io_uring_cqe *cqe)
 	}
 }
 
+/* What the map says is good from here until look_away(). */
+static inline void look_at_map(struct uq_queue *q)
+{
+	um_reader_enter(&q->reader);
+	q->view = um_current(q->map);
+}
+
+static inline void look_away(struct uq_queue *q)
+{
+	q->view = NULL;
+	um_reader_leave(&q->reader);
+}
+
 int uq_run(struct uq_queue *q)
 {
 	const struct timespec pause = { .tv_nsec = 1000000 };
@@ -61,17 +74,58 @@ int uq_run(struct uq_queue *q)
 		/* No memory for a request just now: let some come back. */
 		if (ret == -EAGAIN && !nr)
 			nanosleep(&pause, NULL);
+		look_at_map(q);
 		for (unsigned int i = 0; i < nr; i++)
 			handle_cqe(q, ur_cqe(&q->ring, i));
+		look_away(q);
 		ur_cq_advance(&q->ring, nr);
 		if (q->failed)
 			return q->failed;
+		if (q->asked >= 0)
+			return UQ_UPCALLS;
 		if (q->report) {
 			q->report = false;
 			return UQ_IO_ERROR;
 		}
 	}
 	return UQ_STOPPED;
+}
+
+int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall)
+{
+	const struct ublksrv_io_desc *iod;
+	struct uq_piece *p;
+
+	if (q->asked < 0)
+		return 0;
+	p = &q->pieces[q->asked];
+	iod = &q->iods[p->tag];
+	*upcall = (struct uq_upcall){
+		.piece = (uint32_t)q->asked,
+		.op_flags = iod->op_flags,
+	};
+	if (iod_op(iod) != UBLK_IO_OP_FLUSH) {
+		upcall->pos = (iod->start_sector << SECTOR_SHIFT) + p->pos;
+		upcall->len = p->len;
+	}
+	if (moves_data(iod_op(iod)))
+		upcall->buf = tag_buf(q, p->tag) + p->pos;
+	q->asked = p->next;
+	return 1;
+}
+
+void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res)
+{
+	look_at_map(q);
+	req_answered(q, &q->pieces[piece], res);
+	look_away(q);
+}
+
+void uq_retry(struct uq_queue *q, uint32_t piece)
+{
+	look_at_map(q);
+	req_serve(q, &q->pieces[piece]);
+	look_away(q);
 }
 
 static size_t round_up_page(size_t n)
@@ -119,20 +173,27 @@ static int make_tables(struct uq_queue *q)
 		return -ENOMEM;
 	for (uint32_t tag = 0; tag < depth; tag++)
 		q->pieces[tag].tag = (uint16_t)tag;
+	q->asked = -1;
 	q->free_piece = -1;
 	for (uint32_t nr = depth + spares; nr-- > depth;) {
-		q->pieces[nr].next_free = q->free_piece;
+		q->pieces[nr].next = q->free_piece;
 		q->free_piece = (int32_t)nr;
 	}
 	return 0;
 }
 
+static uint32_t fixed_files(const struct um_view *view, int *fds)
+{
+	uint32_t nr = view->nr_files < MAX_FIXED ? view->nr_files : MAX_FIXED;
+
+	for (uint32_t i = 0; i < nr; i++)
+		fds[i] = view->files[i].fd;
+	return nr;
+}
+
 static int init_ring(struct uq_queue *q)
 {
-	int fds[NR_SLOTS] = {
-		[CDEV_SLOT] = q->opt.cdev_fd,
-		[BACKING_SLOT] = q->map.route == UQ_LINEAR ? q->map.fd : -1,
-	};
+	int fds[FIRST_FILE_SLOT + MAX_FIXED] = { [CDEV_SLOT] = q->opt.cdev_fd };
 	/* At least a commit or a piece for each tag, and room for chains. */
 	unsigned int entries = q->opt.depth < 8 ? 16 : 2U * q->opt.depth;
 	int ret;
@@ -143,21 +204,25 @@ static int init_ring(struct uq_queue *q)
 			   IORING_SETUP_SUBMIT_ALL);
 	if (ret)
 		return ret;
-	ret = ur_register_files(&q->ring, fds, NR_SLOTS);
+	um_reader_enter(&q->reader);
+	q->nr_fixed = fixed_files(um_current(q->map), fds + FIRST_FILE_SLOT);
+	um_reader_leave(&q->reader);
+	ret = ur_register_files(&q->ring, fds, FIRST_FILE_SLOT + q->nr_fixed);
 	if (ret)
 		return ret;
 	return ur_register_ring_fd(&q->ring);
 }
 
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
-	    const struct uq_map *map)
+	    struct um_map *map)
 {
 	int ret;
 
 	memset(q, 0, sizeof(*q));
 	q->ring.fd = -1;
 	q->opt = *opt;
-	q->map = *map;
+	q->map = map;
+	um_reader_add(map, &q->reader);
 	ret = map_memory(q);
 	if (!ret)
 		ret = make_tables(q);
@@ -176,6 +241,9 @@ void uq_exit(struct uq_queue *q)
 {
 	ur_ring_exit(&q->ring);
 	drv_exit(q);
+	if (q->map)
+		um_reader_remove(&q->reader);
+	q->map = NULL;
 	if (q->iods)
 		munmap((void *)(uintptr_t)q->iods, q->iods_len);
 	if (q->bufs)

@@ -21,21 +21,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "map.h"
 #include "ring.h"
 #include "ublk_cmd.h"
-
-/* Where a device's bytes live. */
-enum uq_route {
-	UQ_NULL,	/* nowhere: each request succeeds, nothing is moved */
-	UQ_LINEAR,	/* in one file or block device, from an offset on */
-};
-
-struct uq_map {
-	uint32_t route;		/* enum uq_route */
-	int fd;			/* borrowed: open for as long as the queue */
-	uint64_t offset;	/* bytes from the start of fd */
-	uint8_t is_block_device;
-};
 
 /* How the data of a request gets from the driver to the backing and back. */
 enum uq_data {
@@ -61,6 +49,7 @@ struct uq_options {
 enum uq_event {
 	UQ_STOPPED = 0,		/* the driver took all tags back */
 	UQ_IO_ERROR = 1,	/* a request failed; call uq_run() again */
+	UQ_UPCALLS = 2,		/* take them with uq_upcall(), then likewise */
 };
 
 /* Where the data of a request in our hands is. */
@@ -74,33 +63,47 @@ enum uq_way {
 
 /* A request in our hands. */
 struct uq_io {
-	uint64_t len;		/* bytes that it covers */
-	uint64_t next;		/* bytes from its start that are on their way */
 	int32_t error;		/* the first -errno of its pieces */
-	uint32_t pending;	/* pieces at the backing */
+	uint32_t pending;	/* pieces that are not done */
 	uint8_t way;		/* enum uq_way */
 };
 
-/* What the SQE of a piece is doing. */
+/* What a piece is waiting for. */
 enum uq_step {
 	UQ_BACKING,		/* the op itself, at the backing */
 	UQ_PULL,		/* a WRITE's data, from the driver to the buffer */
 	UQ_PUSH,		/* a READ's data, from the buffer to the driver */
 	UQ_GET,			/* a WRITE's data, by NEED_GET_DATA */
+	UQ_ASKED,		/* Python */
 };
 
-/* Part of a request with one SQE in flight. */
+/*
+ * Part of a request, [pos, end) in bytes from its start; of a FLUSH, of the
+ * files that it is about. It has one SQE in flight, for len bytes from pos on,
+ * which are in one place.
+ */
 struct uq_piece {
-	uint64_t pos;		/* bytes from the request's start */
-	uint64_t offset;	/* where pos lies in the file */
+	uint64_t pos;
+	uint64_t end;
 	uint64_t len;
-	uint64_t done;		/* bytes of a READ or WRITE served so far */
+	uint64_t done;		/* bytes of len that this step has moved */
+	uint64_t offset;	/* where pos lies in the file */
 	uint16_t tag;
-	uint16_t slot;		/* of the ring's registered files */
+	uint16_t slot;		/* of the map's files */
 	uint16_t mode;		/* fallocate mode of a WRITE_ZEROES in progress */
 	uint16_t retries;
 	uint8_t step;		/* enum uq_step */
-	int32_t next_free;	/* list of unused pieces; -1 at its end */
+	uint8_t kind;		/* enum um_kind: who answers for len bytes */
+	int32_t next;		/* list of unused or asked pieces; -1 ends it */
+};
+
+/* A piece for Python, by uq_upcall(): the bytes [pos, pos + len) of the device. */
+struct uq_upcall {
+	uint32_t piece;		/* for uq_answer() or uq_retry() */
+	uint32_t op_flags;	/* of the descriptor: UBLK_IO_OP_*, UBLK_IO_F_* */
+	uint64_t pos;
+	uint64_t len;		/* 0: FLUSH */
+	unsigned char *buf;	/* of len bytes, for READ and WRITE */
 };
 
 /* Results on their way to the driver, in batches. */
@@ -123,7 +126,10 @@ struct uq_batch {
 struct uq_queue {
 	struct ur_ring ring;
 	struct uq_options opt;
-	struct uq_map map;
+	struct um_map *map;			/* borrowed, as the fds in it */
+	struct um_reader reader;
+	const struct um_view *view;		/* while the reader is inside */
+	uint32_t nr_fixed;			/* files registered with the ring */
 	const struct ublksrv_io_desc *iods;	/* the driver's, read-only */
 	size_t iods_len;
 	unsigned char *bufs;			/* depth buffers of buf_bytes */
@@ -131,6 +137,8 @@ struct uq_queue {
 	struct uq_io *ios;			/* one for each tag */
 	struct uq_piece *pieces;		/* the first of each tag, then spares */
 	int32_t free_piece;			/* first unused spare */
+	int32_t asked;				/* first piece for Python */
+	int32_t last_asked;
 	struct uq_batch batch;
 	uint32_t expected;	/* CQEs that come at once and need no waiting */
 	uint32_t live;		/* tags, or batch fetches, not yet taken back */
@@ -143,11 +151,22 @@ struct uq_queue {
 	uint32_t error_op;	/* UBLK_IO_OP_* of the last one */
 	int32_t error_res;	/* its -errno */
 	uint64_t error_sector;
+
+	uint64_t upcalls;	/* pieces that Python was asked about so far */
 };
 
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
-	    const struct uq_map *map);
+	    struct um_map *map);
 int uq_run(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
+
+/*
+ * After UQ_UPCALLS. uq_upcall() gives the next piece for Python, and 0 when
+ * there is none. Each is answered once, at any time: with 0, all of it is done;
+ * with -errno, the request fails; or the map has changed, and is asked again.
+ */
+int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
+void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
+void uq_retry(struct uq_queue *q, uint32_t piece);
 
 #endif

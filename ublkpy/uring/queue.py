@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ublkpy.uring.ffi import check, ffi, lib
+from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode
-from ublkpy.uring.uapi import Op
+from ublkpy.uring.uapi import IoFlag, Op
 
 # In the ring's table of buffers, which may have more than any queue needs (io_uring/rsrc.c: IORING_MAX_REG_BUFFERS).
 _BUFFER_SLOTS = 16384
-
-
-@dataclass(frozen=True)
-class Null:
-    """The device's bytes live nowhere: each request succeeds and moves nothing."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """The device's bytes live in one open file or block device, from ``offset`` (bytes) on."""
-
-    fd: int
-    offset: int = 0
-    is_block_device: bool = False
-
-
-Map = Null | Linear
-"""Where a device's bytes live; what the engine serves without Python."""
 
 
 @dataclass(frozen=True)
@@ -44,46 +28,87 @@ class IoError:
         return Op(self.op).name if self.op in Op.__members__.values() else f"op {self.op}"
 
 
+class Request:
+    """What the map leaves to Python: ``length`` bytes from ``offset`` on, of the device; a FLUSH has neither.
+
+    ``buffer`` is where a WRITE's data is and a READ's is to be, until the answer. One answer each: ``done``,
+    ``fail`` or ``retry``. In the queue's thread only.
+    """
+
+    def __init__(self, queue: Any, upcall: Any) -> None:
+        self._queue = queue
+        self._piece = upcall.piece
+        self.op = Op(upcall.op_flags & 0xFF)
+        self.flags = IoFlag(upcall.op_flags & ~0xFF)
+        self.offset: int = upcall.pos
+        self.length: int = upcall.len
+        self.buffer = memoryview(ffi.buffer(upcall.buf, upcall.len) if upcall.buf else b"")
+        self.answered = False
+
+    def done(self) -> None:
+        """All of it is done."""
+        self._answer()
+        lib.uq_answer(self._queue, self._piece, 0)
+
+    def fail(self, errno: int) -> None:
+        """The whole request fails with this errno."""
+        self._answer()
+        lib.uq_answer(self._queue, self._piece, -errno)
+
+    def retry(self) -> None:
+        """The map has changed meanwhile: let it answer."""
+        self._answer()
+        lib.uq_retry(self._queue, self._piece)
+
+    def _answer(self) -> None:
+        if self.answered:
+            raise RuntimeError("a request is answered once")
+        self.answered = True
+        self.buffer.release()
+
+
 class Queue:
     """The queue engine. Made, run and closed by one thread: the driver binds each tag to it.
 
     The constructor sends FETCH for every tag; OSError when the driver or io_uring refuses. ``close`` only
-    after ``run`` returned None: until then the kernel may write to the buffers.
+    after ``run`` returned None: until then the kernel may write to the buffers. The map outlives the queue.
     """
 
     def __init__(self, cdev_fd: int, q_id: int, depth: int, buf_bytes: int, mode: Mode, target_map: Map) -> None:
         self._queue = ffi.new("struct uq_queue *")
+        self._map = target_map
         options = ffi.new("struct uq_options *")
         options.cdev_fd, options.q_id, options.depth, options.buf_bytes = cdev_fd, q_id, depth, buf_bytes
         options.data, options.batch = mode.data, mode.batch
         options.slots = min(depth, _BUFFER_SLOTS)
-        check(lib.uq_init(self._queue, options, _to_c(target_map)), f"set-up of queue {q_id}")
+        check(lib.uq_init(self._queue, options, target_map.c), f"set-up of queue {q_id}")
 
-    def run(self) -> IoError | None:
+    def run(self) -> IoError | list[Request] | None:
         """Serve requests with the GIL released. None: the driver took all tags back.
 
-        An IoError tells of a request that failed (the first, second, fourth, eighth ...); call it again.
-        OSError: the driver refused a command, and the device must be torn down.
+        Requests: what the map leaves to Python. An IoError tells of a request that failed (the first, second,
+        fourth, eighth ...). Call it again after either. OSError: the driver refused a command, and the device
+        must be torn down.
         """
         event = check(lib.uq_run(self._queue), "queue")
         if event == lib.UQ_STOPPED:
             return None
+        if event == lib.UQ_UPCALLS:
+            return self._requests()
         q = self._queue
         return IoError(q.error_op, q.error_sector, -q.error_res, q.errors)
+
+    @property
+    def upcalls(self) -> int:
+        """How many requests, or parts of them, were handed to Python so far."""
+        return int(self._queue.upcalls)
 
     def close(self) -> None:
         """Release the ring, the descriptors and the buffers."""
         lib.uq_exit(self._queue)
 
-
-def _to_c(target_map: Map) -> object:
-    c_map = ffi.new("struct uq_map *")
-    match target_map:
-        case Null():
-            c_map.route = lib.UQ_NULL
-        case Linear(fd, offset, is_block_device):
-            c_map.route = lib.UQ_LINEAR
-            c_map.fd = fd
-            c_map.offset = offset
-            c_map.is_block_device = is_block_device
-    return c_map
+    def _requests(self) -> list[Request]:
+        found, upcall = [], ffi.new("struct uq_upcall *")
+        while lib.uq_upcall(self._queue, upcall):
+            found.append(Request(self._queue, upcall))
+        return found

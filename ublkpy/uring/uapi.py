@@ -61,6 +61,13 @@ class Op(IntEnum):
     WRITE_ZEROES = lib.UBLK_IO_OP_WRITE_ZEROES
 
 
+class IoFlag(IntFlag):
+    """UBLK_IO_F_*: what a request asks for besides."""
+
+    FUA = lib.UBLK_IO_F_FUA
+    NOUNMAP = lib.UBLK_IO_F_NOUNMAP
+
+
 class Attr(IntFlag):
     """UBLK_ATTR_*: properties of the block device."""
 

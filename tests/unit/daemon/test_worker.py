@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ublkpy.daemon.worker import Worker
+from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.mode import MODES
-from ublkpy.uring.queue import Null
 
 OpenFds = Callable[[], set[str]]
 
@@ -28,7 +28,10 @@ def refusing() -> Iterator[int]:
 def run(fd: int, cpus: set[int]) -> tuple[Worker, list[threading.Thread]]:
     """A worker that has ended, and the threads from which it said so."""
     ended: list[threading.Thread] = []
-    worker = Worker(3, 4, 4096, fd, MODES["copy"], Null(), cpus, lambda: ended.append(threading.current_thread()))
+    target = NullTarget({"size": 1 << 20})
+    target_map = target.map(1 << 20)
+    mode = MODES["copy"]
+    worker = Worker(3, 4, 4096, fd, mode, target, target_map, cpus, lambda: ended.append(threading.current_thread()))
     worker.start()
     worker.join(10)
     assert not worker.is_alive()

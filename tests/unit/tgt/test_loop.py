@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from ublkpy.tgt import backing
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.options import exact_size
-from ublkpy.uring.queue import Linear
+from ublkpy.uring.map import File, Routing
 
 MIB = 1 << 20
 
@@ -76,6 +77,23 @@ def refused(**values: object) -> UblkError:
     assert not caught.value.message.endswith(".")
     assert caught.value.exit_code == (ExitCode.BUSY if isinstance(caught.value, BusyError) else ExitCode.FAILED)
     return caught.value
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Where the map says that the bytes are."""
+
+    fd: int
+    offset: int
+    is_block_device: bool
+
+
+def mapped(target: LoopTarget, geometry: Geometry) -> Mapped:
+    target_map = target.map(geometry.size)
+    (extent,) = target_map.extents()
+    assert (extent.start, extent.length, extent.routing) == (0, geometry.size, Routing.all(File(0)))
+    target_map.close()
+    return Mapped(target._backing.fd, extent.offset, target._backing.is_block_device)
 
 
 @contextmanager
@@ -170,8 +188,7 @@ def test_whole_file(disk: Path) -> None:
 def test_part_of_a_file(disk: Path, values: dict[str, int], size: int) -> None:
     with served(file=disk, **values) as (target, geometry):
         assert geometry.size == size
-        linear = target.map()
-        assert isinstance(linear, Linear)
+        linear = mapped(target, geometry)
         assert linear.offset == values.get("offset", 0)
         assert target.status()["offset"] == linear.offset // 512
 
@@ -227,8 +244,7 @@ def test_hint_for_an_odd_file_with_an_offset_grows_it(tmp_path: Path) -> None:
 
 def test_buffered(disk: Path) -> None:
     with served(file=disk, direct=False) as (target, geometry):
-        linear = target.map()
-        assert isinstance(linear, Linear)
+        linear = mapped(target, geometry)
         assert not fcntl.fcntl(linear.fd, fcntl.F_GETFL) & os.O_DIRECT
         assert target.status() == {"backing_file": str(disk), "direct_io": 0, "offset": 0}
         assert geometry.logical_block == 512
@@ -241,8 +257,7 @@ def test_direct(disk: Path, direct: bool | None) -> None:
     if not block:
         pytest.skip(f"no O_DIRECT in {disk.parent}")
     with served(file=disk, direct=direct) as (target, geometry):
-        linear = target.map()
-        assert isinstance(linear, Linear)
+        linear = mapped(target, geometry)
         assert fcntl.fcntl(linear.fd, fcntl.F_GETFL) & os.O_DIRECT
         assert target.status() == {"backing_file": str(disk), "direct_io": 1, "offset": 0}
         assert geometry.logical_block == block
@@ -323,8 +338,7 @@ def test_discard_depends_on_the_file_system(tmp_path: Path, kind: str, offered: 
 
 def test_read_only_file_has_neither(disk: Path) -> None:
     with served(file=disk, read_only=True) as (target, geometry):
-        linear = target.map()
-        assert isinstance(linear, Linear)
+        linear = mapped(target, geometry)
         with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
             os.pwrite(linear.fd, b"y", 0)
     assert (geometry.read_only, geometry.write_cache, geometry.discard_granularity) == (True, False, 0)
@@ -497,8 +511,7 @@ def block_device(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("direct", [None, True, False])
 def test_block_device_keeps_its_block_size(block_device: Path, direct: bool | None) -> None:
     with served(file=block_device, direct=direct) as (target, geometry):
-        linear = target.map()
-        assert isinstance(linear, Linear)
+        linear = mapped(target, geometry)
         assert linear.is_block_device
         assert target.status()["direct_io"] == (0 if direct is False else 1)
     assert (geometry.size, geometry.logical_block) == (16 * MIB, 4096)
@@ -565,8 +578,7 @@ def test_file_on_large_sectors(mounted: Path, make: Make) -> None:
 def test_file_that_does_not_fit_large_sectors_goes_through_the_page_cache(mounted: Path, make: Make) -> None:
     path = make(mounted / "disk.img", 9 * 512)
     with served(file=path) as (target, geometry):
-        linear = target.map()
-        assert isinstance(linear, Linear)
+        linear = mapped(target, geometry)
         assert not fcntl.fcntl(linear.fd, fcntl.F_GETFL) & os.O_DIRECT
         assert (geometry.size, geometry.logical_block, target.status()["direct_io"]) == (9 * 512, 512, 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ublkpy.tgt.null import NullTarget
-from ublkpy.uring.queue import Null
+from ublkpy.uring.map import Extent, Null, Routing
 
 
 def test_default_size_is_ublksrvs() -> None:
@@ -29,7 +29,8 @@ def test_size_is_whole_sectors(raw: object) -> None:
 
 def test_map_and_status() -> None:
     target = NullTarget()
-    target.open()
-    assert target.map() == Null()
+    target_map = target.map(target.open().size)
+    assert list(target_map.extents()) == [Extent(0, 250 << 30, Routing.all(Null()))]
+    target_map.close()
     assert (target.backing(), target.status()) == ("", {})
     target.close()

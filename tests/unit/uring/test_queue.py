@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from ublkpy.uring.ffi import lib
+from ublkpy.uring.map import Extent, File, Map, Routing
 from ublkpy.uring.mode import MODES
-from ublkpy.uring.queue import IoError, Linear, Map, Null, Queue, _to_c
+from ublkpy.uring.queue import IoError, Queue
 
+MIB = 1 << 20
 OpenFds = Callable[[], set[str]]
 
 
-def test_file_that_cannot_be_mapped(open_fds: OpenFds) -> None:
+@pytest.fixture
+def target_map() -> Iterator[Map]:
+    """Of nothing, until a test puts something there."""
+    made = Map(MIB)
+    yield made
+    made.close()  # raises while a queue still reads it
+
+
+def put_file(target_map: Map, fd: int) -> None:
+    target_map.replace([Extent(0, MIB, Routing.all(File(target_map.add_file(fd))))])
+
+
+def test_file_that_cannot_be_mapped(open_fds: OpenFds, target_map: Map) -> None:
     fd = os.open("/dev/null", os.O_RDWR)
     before = open_fds()
     with pytest.raises(OSError, match="set-up of queue 2") as caught:
-        Queue(fd, 2, 4, 4096, MODES["copy"], Null())
+        Queue(fd, 2, 4, 4096, MODES["copy"], target_map)
     assert caught.value.errno == errno.ENODEV
     assert open_fds() == before
     os.close(fd)
 
 
-@pytest.mark.parametrize("backing", [True, False])
-def test_driver_that_refuses_every_fetch(backing: bool, open_fds: OpenFds) -> None:
+@pytest.mark.parametrize("files", [0, 1, 100])
+def test_driver_that_refuses_every_fetch(files: int, open_fds: OpenFds, target_map: Map) -> None:
     before = open_fds()
     fd = os.open("/dev/zero", os.O_RDWR)
-    target_map: Map = Linear(fd) if backing else Null()
+    for _ in range(files):
+        put_file(target_map, fd)
     for depth in (1, 4, 128, 4096):
         queue = Queue(fd, 0, depth, 4096, MODES["copy"], target_map)
         with pytest.raises(OSError, match="queue: ") as caught:
@@ -40,24 +54,15 @@ def test_driver_that_refuses_every_fetch(backing: bool, open_fds: OpenFds) -> No
     assert open_fds() == before
 
 
-def test_backing_that_is_not_open(open_fds: OpenFds) -> None:
+def test_backing_that_is_not_open(open_fds: OpenFds, target_map: Map) -> None:
     fd = os.open("/dev/zero", os.O_RDWR)
+    put_file(target_map, 1 << 20)
     before = open_fds()
     with pytest.raises(OSError, match="set-up of queue 0") as caught:
-        Queue(fd, 0, 4, 4096, MODES["copy"], Linear(1 << 20))
+        Queue(fd, 0, 4, 4096, MODES["copy"], target_map)
     assert caught.value.errno == errno.EBADF
     assert open_fds() == before
     os.close(fd)
-
-
-def test_map_of_nothing() -> None:
-    assert _to_c(Null()).route == lib.UQ_NULL  # type: ignore[attr-defined]
-
-
-def test_linear_map() -> None:
-    c_map: object = _to_c(Linear(5, 1 << 40, True))
-    assert c_map.route == lib.UQ_LINEAR  # type: ignore[attr-defined]
-    assert (c_map.fd, c_map.offset, c_map.is_block_device) == (5, 1 << 40, 1)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("op", "name"), [(0, "READ"), (1, "WRITE"), (5, "WRITE_ZEROES"), (4, "op 4"), (99, "op 99")])
