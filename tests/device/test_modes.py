@@ -11,7 +11,7 @@ import pytest
 
 from ublkpy.daemon import inspect
 from ublkpy.daemon.recover import recover
-from ublkpy.errors import ExitCode, UblkError
+from ublkpy.errors import ConfigError, ExitCode, UblkError
 from ublkpy.uring import queue
 from ublkpy.uring.mode import MODES, fastest
 from ublkpy.uring.uapi import Feature
@@ -135,7 +135,7 @@ def test_requests_that_the_driver_cannot_register_are_copied(
 
 def test_the_default_is_the_fastest(devices: Devices) -> None:
     device = devices.null()
-    assert mode_of(device) == fastest(inspect.features()).name
+    assert mode_of(device) == fastest(inspect.features(), 128).name
     assert mode_of(device) in program.ublk("list").out
 
 
@@ -153,7 +153,7 @@ def test_the_default_is_the_fastest(devices: Devices) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_switches_of_ublksrv(devices: Devices, switches: list[str], name: str | None) -> None:
-    wanted = MODES[name] if name else fastest(inspect.features())
+    wanted = MODES[name] if name else fastest(inspect.features(), 128)
     added = program.ublk("add", "-t", "null", *switches)
     if wanted.flags & ~inspect.features():
         assert (added.status, added.out, inspect.device_ids()) == (ExitCode.FAILED, "", [])
@@ -169,6 +169,13 @@ def test_a_mode_that_the_driver_lacks(devices: Devices) -> None:
         pytest.skip("this driver has all modes")
     with pytest.raises(UblkError, match=r"lacks UBLK_F_BATCH_IO, which mode batch\+copy needs"):
         devices.null(mode="batch+copy")
+
+
+def test_batches_need_more_than_one_request(devices: Devices) -> None:
+    assert mode_of(devices.null(depth=1)) == "copy"
+    if Feature.BATCH_IO in inspect.features():
+        with pytest.raises(ConfigError, match=r"mode batch\+copy needs a depth of 2 or more"):
+            devices.null(mode="batch+copy", depth=1)
 
 
 def test_a_device_held_open_goes_in_every_mode(devices: Devices, mode: str) -> None:

@@ -129,7 +129,7 @@ class Server:
             missing = wanted.flags & ~features
             if missing:
                 raise _unsupported(missing, options.recovery)
-            mode = demand(options.mode, features)
+            mode = demand(options.mode, features, options.depth)
             info = control.add(replace(wanted, flags=wanted.flags | mode.flags))
             try:
                 lost = (wanted.flags | mode.flags) & ~info.flags

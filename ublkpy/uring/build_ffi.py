@@ -138,7 +138,8 @@ RING = """
 
 struct ur_ring { int fd; ...; };
 
-int ur_ring_init(struct ur_ring *r, unsigned int entries, unsigned int flags);
+int ur_ring_init(struct ur_ring *r, unsigned int entries,
+                 unsigned int cq_entries, unsigned int flags);
 void ur_ring_exit(struct ur_ring *r);
 int ur_submit_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
                   size_t cmd_len, uint64_t user_data);

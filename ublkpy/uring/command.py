@@ -35,7 +35,7 @@ class CommandRing:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._ring = ffi.new("struct ur_ring *")
         try:
-            check(lib.ur_ring_init(self._ring, 4, lib.IORING_SETUP_SQE128), "io_uring_setup")
+            check(lib.ur_ring_init(self._ring, 4, 8, lib.IORING_SETUP_SQE128), "io_uring_setup")
         except OSError:
             os.close(self._fd)
             raise

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ublkpy.errors import UblkError
+from ublkpy.errors import ConfigError, UblkError
 from ublkpy.uring.ffi import lib
 from ublkpy.uring.uapi import Feature
 
@@ -48,7 +48,8 @@ class Mode:
         return bool(self.flags & (Feature.SUPPORT_ZERO_COPY | Feature.AUTO_BUF_REG))
 
 
-# With user-copy for the requests that the driver could not register.
+# With user-copy, for what no file answers: zeroes, Python, and requests that the driver could not register.
+_ZERO_COPY = Feature.SUPPORT_ZERO_COPY | Feature.USER_COPY
 _AUTO_BUF = Feature.AUTO_BUF_REG | Feature.USER_COPY
 
 MODES: dict[str, Mode] = {
@@ -57,30 +58,32 @@ MODES: dict[str, Mode] = {
         Mode("copy", Feature(0), lib.UQ_COPY),
         Mode("get-data", Feature.NEED_GET_DATA, lib.UQ_GET_DATA),
         Mode("user-copy", Feature.USER_COPY, lib.UQ_USER_COPY),
-        Mode("zero-copy", Feature.SUPPORT_ZERO_COPY, lib.UQ_ZERO_COPY),
+        Mode("zero-copy", _ZERO_COPY, lib.UQ_ZERO_COPY),
         Mode("auto-buf", _AUTO_BUF, lib.UQ_AUTO_BUF),
         Mode("batch+copy", Feature.BATCH_IO, lib.UQ_COPY, batch=True),
         Mode("batch+user-copy", Feature.BATCH_IO | Feature.USER_COPY, lib.UQ_USER_COPY, batch=True),
-        Mode("batch+zero-copy", Feature.BATCH_IO | Feature.SUPPORT_ZERO_COPY, lib.UQ_ZERO_COPY, batch=True),
+        Mode("batch+zero-copy", Feature.BATCH_IO | _ZERO_COPY, lib.UQ_ZERO_COPY, batch=True),
         Mode("batch+auto-buf", Feature.BATCH_IO | _AUTO_BUF, lib.UQ_AUTO_BUF, batch=True),
     )
 }
 
 
-def fastest(features: Feature) -> Mode:
-    """The mode with the fewest instructions per request of 4 KiB that this driver has."""
-    return MODES["batch+copy" if Feature.BATCH_IO in features else "copy"]
+def fastest(features: Feature, depth: int) -> Mode:
+    """The mode with the fewest instructions per request of 4 KiB that this driver has for queues so deep."""
+    return MODES["batch+copy" if Feature.BATCH_IO in features and depth > 1 else "copy"]
 
 
-def demand(name: str, features: Feature) -> Mode:
-    """The mode of this name, or the fastest for ``auto``; UblkError names what the driver lacks for it."""
-    mode = fastest(features) if name == "auto" else MODES[name]
+def demand(name: str, features: Feature, depth: int) -> Mode:
+    """The mode of this name, or the fastest for ``auto``; UblkError says what it lacks."""
+    mode = fastest(features, depth) if name == "auto" else MODES[name]
     missing = mode.flags & ~features
     if missing:
         raise UblkError(
             f"this kernel's ublk driver lacks {names(missing)}, which mode {mode.name} needs",
             "leave --mode out to get the fastest that it has; ublk features shows all",
         )
+    if mode.batch and depth == 1:
+        raise ConfigError(f"mode {mode.name} needs a depth of 2 or more", "leave --mode out, or raise --depth")
     return mode
 
 

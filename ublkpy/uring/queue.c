@@ -198,7 +198,13 @@ static int init_ring(struct uq_queue *q)
 	unsigned int entries = q->opt.depth < 8 ? 16 : 2U * q->opt.depth;
 	int ret;
 
+	/*
+	 * A completion for each piece, for each tag or fetched batch of them,
+	 * and for batches of results: it never overflows, which a multishot
+	 * fetch would not survive.
+	 */
 	ret = ur_ring_init(&q->ring, entries,
+			   2U * q->opt.depth + SPARE_PIECES(q->opt.depth) + 64,
 			   IORING_SETUP_SINGLE_ISSUER |
 			   IORING_SETUP_DEFER_TASKRUN |
 			   IORING_SETUP_SUBMIT_ALL);

@@ -75,9 +75,13 @@ static int map_rings(struct ur_ring *r, const struct io_uring_params *p)
 	return 0;
 }
 
-int ur_ring_init(struct ur_ring *r, unsigned int entries, unsigned int flags)
+int ur_ring_init(struct ur_ring *r, unsigned int entries,
+		 unsigned int cq_entries, unsigned int flags)
 {
-	struct io_uring_params p = { .flags = flags };
+	struct io_uring_params p = {
+		.flags = flags | IORING_SETUP_CQSIZE,
+		.cq_entries = cq_entries,
+	};
 	int ret;
 
 	memset(r, 0, sizeof(*r));

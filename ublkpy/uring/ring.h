@@ -41,7 +41,9 @@ struct ur_ring {
 	size_t sqes_map_len;
 };
 
-int ur_ring_init(struct ur_ring *r, unsigned int entries, unsigned int flags);
+/* Of each kind so many entries, rounded up to a power of two. */
+int ur_ring_init(struct ur_ring *r, unsigned int entries,
+		 unsigned int cq_entries, unsigned int flags);
 void ur_ring_exit(struct ur_ring *r);
 
 /* Spares the fd look-up in each io_uring_enter(); only for the calling thread. */

@@ -1,0 +1,237 @@
+"""Requests, the extent map, and what it leaves to Python."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from ublkpy.config import DeviceConfig, DeviceOptions
+from ublkpy.daemon import inspect
+from ublkpy.daemon.add import add
+from ublkpy.tgt.base import Geometry, Target
+from ublkpy.uring.map import Error, Extent, File, Map, Null, Routing, Stripe, Sync, Upcall, Zero
+from ublkpy.uring.mode import MODES
+from ublkpy.uring.queue import Request
+from ublkpy.uring.uapi import Op
+
+from . import disk, load
+from .devices import MIB, Device, Devices
+
+SIZE = 8 * MIB
+
+
+class Mapped(Target):
+    """A device whose map a test makes."""
+
+    name = "mapped"
+
+    def __init__(self, make: Callable[[int], Map], answer: Callable[[Sequence[Request]], None] | None = None) -> None:
+        super().__init__({})
+        self._make = make
+        self._answer = answer
+
+    def open(self) -> Geometry:
+        return Geometry(
+            SIZE,
+            physical_block=512,
+            io_min=512,
+            io_opt=512,
+            discard_granularity=4096,
+            max_discard_bytes=SIZE,
+            max_write_zeroes_bytes=SIZE,
+        )
+
+    def map(self, size: int) -> Map:
+        return self._make(size)
+
+    def upcall(self, requests: Sequence[Request]) -> None:
+        if self._answer is None:
+            super().upcall(requests)
+        else:
+            self._answer(requests)
+
+
+@pytest.fixture(params=list(MODES))
+def mode(request: pytest.FixtureRequest) -> str:
+    """Each mode that this driver has."""
+    missing = MODES[request.param].flags & ~inspect.features()
+    if missing:
+        pytest.skip(f"this driver lacks {missing!r}")
+    return str(request.param)
+
+
+def serve(devices: Devices, target: Target, mode: str = "auto", **options: object) -> Device:
+    return devices.adopt(add(DeviceConfig(DeviceOptions({"mode": mode, **options}), target)))
+
+
+def open_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def test_each_byte_comes_from_its_own_place(devices: Devices, scratch: Path, mode: str) -> None:
+    """In turns, 4 KiB of one file, of another, zeroes, and of the first one again, from its end."""
+    contents = [disk.pattern(SIZE), bytes(reversed(disk.pattern(SIZE)))]
+    fds = [open_file(disk.image(scratch / f"file{n}", SIZE, content)) for n, content in enumerate(contents)]
+    block = 4096
+
+    def make(size: int) -> Map:
+        made = Map(size)
+        first, second = (Routing.all(File(made.add_file(fd))) for fd in fds)
+        extents = []
+        for start in range(0, size, 4 * block):
+            extents.append(Extent(start, block, first, start))
+            extents.append(Extent(start + block, block, second, start + block))
+            extents.append(Extent(start + 2 * block, block, Routing.all(Zero())))
+            extents.append(Extent(start + 3 * block, block, first, SIZE - start - 4 * block))
+        made.replace(extents, Sync((0, 1)))
+        return made
+
+    device = serve(devices, Mapped(make), mode)
+    expected = bytearray()
+    for start in range(0, SIZE, 4 * block):
+        expected += contents[0][start : start + block]
+        expected += contents[1][start + block : start + 2 * block]
+        expected += bytes(block)
+        expected += contents[0][SIZE - start - 4 * block : SIZE - start - 3 * block]
+    assert disk.read(device.node, 0, SIZE) == expected
+    disk.write(device.node, block // 2, b"w" * 4 * block)
+    expected[block // 2 : 9 * block // 2] = b"w" * 4 * block
+    expected[2 * block : 3 * block] = bytes(block)  # forgotten
+    assert disk.read(device.node, 0, 5 * block) == expected[: 5 * block]
+
+
+@pytest.mark.parametrize("chunk", [512, 4096, 65536])
+def test_a_stripe_over_three_files(devices: Devices, scratch: Path, mode: str, chunk: int) -> None:
+    """The device is shorter than its legs; more pieces than there are spares, where the chunk is small."""
+    leg = 3 * MIB
+    fds = [open_file(disk.image(scratch / f"leg{n}", leg)) for n in range(3)]
+
+    def make(size: int) -> Map:
+        made = Map(size)
+        files = tuple(made.add_file(fd) for fd in fds)
+        made.replace([Extent(0, size, Routing.all(Stripe(files, chunk)))], Sync(files))
+        return made
+
+    device = serve(devices, Mapped(make), mode, depth=4)
+    data = disk.pattern(SIZE)
+    disk.write(device.node, 0, data)
+    assert disk.read(device.node, 0, SIZE) == data
+    legs = [(scratch / f"leg{n}").read_bytes() for n in range(3)]
+    for number in range(0, SIZE // chunk, 37):
+        at = number // 3 * chunk
+        assert legs[number % 3][at : at + chunk] == data[number * chunk : (number + 1) * chunk]
+
+
+def test_an_error_in_the_middle_fails_the_request(devices: Devices, scratch: Path, mode: str) -> None:
+    fd = open_file(disk.image(scratch / "image", SIZE, disk.pattern(SIZE)))
+
+    def make(size: int) -> Map:
+        made = Map(size)
+        file = Routing.all(File(made.add_file(fd)))
+        made.replace([Extent(0, MIB, file), Extent(MIB, 4096, Routing.all(Error(errno.ENOSPC)))])
+        made.replace([Extent(MIB + 4096, size - MIB - 4096, file, MIB + 4096)])
+        return made
+
+    device = serve(devices, Mapped(make), mode)
+    assert disk.read(device.node, 0, MIB) == disk.pattern(SIZE)[:MIB]
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        disk.read(device.node, MIB - 8192, 16384)
+    assert disk.read(device.node, MIB + 4096, MIB) == disk.pattern(SIZE)[MIB + 4096 : 2 * MIB + 4096]
+
+
+def test_python_answers_what_the_map_leaves_open(devices: Devices, scratch: Path, mode: str) -> None:
+    """The second half of the device is a bytearray of the daemon."""
+    fd = open_file(disk.image(scratch / "image", SIZE))
+    memory = bytearray(SIZE)
+
+    def make(size: int) -> Map:
+        made = Map(size)
+        file = Routing.all(File(made.add_file(fd)))
+        made.replace([Extent(0, size // 2, file), Extent(size // 2, size // 2, Routing.all(Upcall()))], Upcall())
+        return made
+
+    def answer(requests: Sequence[Request]) -> None:
+        for request in requests:
+            where = slice(request.offset, request.offset + request.length)
+            if request.op is Op.READ:
+                request.buffer[:] = memory[where]
+            elif request.op is Op.WRITE:
+                memory[where] = request.buffer
+            elif request.op in (Op.DISCARD, Op.WRITE_ZEROES):
+                memory[where] = bytes(request.length)
+            request.done()
+
+    device = serve(devices, Mapped(make, answer), mode)
+    data = disk.pattern(SIZE)
+    disk.write(device.node, 0, data)
+    assert disk.read(device.node, 0, SIZE) == data
+    crossing = SIZE // 2 - 4096
+    disk.write(device.node, crossing, b"c" * 16384)
+    assert disk.read(device.node, crossing, 16384) == b"c" * 16384
+    load.verify(device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-128k", "--size=8m")
+
+
+def test_the_map_changes_and_is_asked_again(devices: Devices, scratch: Path, mode: str) -> None:
+    """The first write of each 64 KiB is an upcall that maps them; all others are not."""
+    path = disk.image(scratch / "image", SIZE)
+    fd = open_file(path)
+    maps: list[Map] = []
+    asked: list[int] = []
+
+    def make(size: int) -> Map:
+        made = Map(size)
+        made.add_file(fd)
+        made.replace([Extent(0, size, Routing(Zero(), Upcall(), Null(), Upcall()))], Sync((0,)))
+        maps.append(made)
+        return made
+
+    def answer(requests: Sequence[Request]) -> None:
+        for request in requests:
+            start = request.offset // 65536 * 65536
+            asked.append(start)
+            logging.getLogger("test").info("upcall %d", len(asked))
+            maps[0].replace([Extent(start, 65536, Routing.all(File(0)), SIZE - 65536 - start)])
+            request.retry()
+
+    log = scratch / "log"
+    device = serve(devices, Mapped(make, answer), mode, log=log)
+    data = disk.pattern(SIZE)
+    for start in range(0, SIZE, 4096):
+        disk.write(device.node, start, data[start : start + 4096])
+    assert disk.read(device.node, 0, SIZE) == data
+    assert log.read_text().count("upcall") == SIZE // 65536
+    image = path.read_bytes()
+    assert image[:65536] == data[SIZE - 65536 :]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(OSError(errno.ENOSPC, "full"), errno.ENOSPC), (ValueError("a bug"), errno.EIO)]
+)
+def test_what_an_upcall_raises_is_the_answer(devices: Devices, scratch: Path, error: Exception, expected: int) -> None:
+    def answer(requests: Sequence[Request]) -> None:
+        raise error
+
+    log = scratch / "log"
+    device = serve(devices, Mapped(lambda size: Map(size, Routing.all(Upcall())), answer), log=log)
+    with pytest.raises(OSError, match=os.strerror(expected)):
+        disk.read(device.node, 0, 4096)
+    assert ("ValueError: a bug" in log.read_text()) is (expected == errno.EIO)
+
+
+def test_natively_means_without_python(devices: Devices, scratch: Path, mode: str) -> None:
+    """Under load, a loop-like map asks Python nothing: the upcall would fail each request."""
+    fd = open_file(disk.image(scratch / "image", SIZE))
+
+    def make(size: int) -> Map:
+        made = Map(size)
+        file = made.add_file(fd)
+        made.replace([Extent(0, size, Routing.all(File(file)))], Sync((file,)))
+        return made
+
+    device = serve(devices, Mapped(make), mode, queues=2)
+    load.verify(device.node, "--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bs=4k", "--size=8m", "--fsync=16")
