@@ -14,13 +14,17 @@ from .workloads import Workload
 FLOOR = "null_blk"
 """The block layer and fio alone: what it costs is subtracted from the others, so it is always measured."""
 
-# ublkpy's data modes: the name's suffix, the options of `ublk add`
-_MODES: tuple[tuple[str, tuple[str, ...]], ...] = (("", ()),)
+# ublkpy's data modes
+_ONE_BY_ONE = ("copy", "get-data", "user-copy", "zero-copy", "auto-buf")
+_BATCH = ("batch+copy", "batch+user-copy", "batch+zero-copy", "batch+auto-buf")
+
+# the name's suffix, the options of `ublk add`
+_VARIANTS = (("", ()), *((f"-{mode}", ("--mode", mode)) for mode in (*_ONE_BY_ONE, *_BATCH)))
 
 _TABLE = (
     Subject(FLOOR, "null", kernel.null_blk),
-    *(Subject(f"null{suffix}", "null", ublkpy.null(*options), ours=True) for suffix, options in _MODES),
-    *(Subject(f"loop{suffix}", "file", ublkpy.loop(*options), ours=True) for suffix, options in _MODES),
+    *(Subject(f"null{suffix}", "null", ublkpy.null(*options), ours=True) for suffix, options in _VARIANTS),
+    *(Subject(f"loop{suffix}", "file", ublkpy.loop(*options), ours=True) for suffix, options in _VARIANTS),
     Subject("kernel-loop", "file", kernel.loop),
     Subject("nbdkit-memory", "null", nbd.nbdkit_memory),
     Subject("nbdkit-file", "file", nbd.nbdkit_file),

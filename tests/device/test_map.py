@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -235,3 +236,81 @@ def test_natively_means_without_python(devices: Devices, scratch: Path, mode: st
 
     device = serve(devices, Mapped(make), mode, queues=2)
     load.verify(device.node, "--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bs=4k", "--size=8m", "--fsync=16")
+
+
+def test_memory(devices: Devices, scratch: Path, mode: str) -> None:
+    """The outer parts in a file, the inner one in memory that is a file's mapping."""
+    fd = open_file(disk.image(scratch / "image", SIZE))
+    path = disk.image(scratch / "memory", SIZE)
+    begin, end = MIB + 512, SIZE - MIB - 1024
+
+    def make(size: int) -> Map:
+        made = Map(size)
+        file = Routing.all(File(made.add_file(fd)))
+        memory = Routing.all(made.add_memory(mmap.mmap(open_file(path), SIZE)))
+        made.replace(
+            [Extent(0, begin, file), Extent(begin, end - begin, memory, begin), Extent(end, size - end, file, end)]
+        )
+        return made
+
+    device = serve(devices, Mapped(make), mode)
+    data = disk.pattern(SIZE)
+    disk.write(device.node, 0, data)
+    assert disk.read(device.node, 0, SIZE) == data
+    assert path.read_bytes() == bytes(begin) + data[begin:end] + bytes(SIZE - end)
+    disk.write(device.node, begin - 512, b"b" * 1024)  # half in the one and half in the other
+    assert disk.read(device.node, begin - 512, 1536) == b"b" * 1024 + data[begin + 512 : begin + 1024]
+    disk.zero_unmapped(device.node, 2 * MIB, 65536)
+    assert disk.read(device.node, 2 * MIB - 512, 66560) == (
+        data[2 * MIB - 512 : 2 * MIB] + bytes(65536) + data[2 * MIB + 65536 : 2 * MIB + 66048]
+    )
+    load.verify(device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-128k", "--size=8m")
+
+
+def test_a_write_goes_where_the_target_wants_it(devices: Devices, scratch: Path, mode: str) -> None:
+    """Python names the buffer when it has seen the request, where the data is still with the driver (get-data)."""
+    path = disk.image(scratch / "store", SIZE)
+    store = mmap.mmap(open_file(path), SIZE)
+    log = scratch / "log"
+
+    def answer(requests: Sequence[Request]) -> None:
+        for request in requests:
+            where = slice(request.offset, request.offset + request.length)
+            if request.early:
+                logging.getLogger("test").info("early")
+                with pytest.raises(RuntimeError, match="before its data"):
+                    request.done()
+                with pytest.raises(ValueError, match="too few"):
+                    request.receive(bytearray(request.length - 1))
+                if request.offset == 0:
+                    request.fail(errno.ENOSPC)
+                else:
+                    request.receive(memoryview(store)[where])
+                continue
+            if request.op is Op.READ:
+                request.buffer[:] = store[where]
+            elif request.op is Op.WRITE:
+                with pytest.raises(RuntimeError, match="there already"):
+                    request.receive(bytearray(request.length))
+                if mode != "get-data":
+                    store[where] = bytes(request.buffer)
+                assert store[where] == request.buffer
+            request.done()
+
+    def make(size: int) -> Map:
+        return Map(size, Routing.all(Upcall(early=True)))
+
+    device = serve(devices, Mapped(make, answer), mode, log=log)
+    data = disk.pattern(SIZE)
+    disk.write(device.node, MIB, data[MIB:])
+    assert disk.read(device.node, MIB, SIZE - MIB) == data[MIB:]
+    assert path.read_bytes()[MIB:] == data[MIB:]
+    if mode == "get-data":
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            disk.write(device.node, 0, data[:4096])
+        assert disk.read(device.node, 0, 4096) == bytes(4096)
+    assert ("early" in log.read_text()) is (mode == "get-data")
+    assert "Traceback" not in log.read_text()
+    load.verify(
+        device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-64k", "--offset=1m", "--size=7m"
+    )

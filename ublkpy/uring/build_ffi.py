@@ -7,7 +7,8 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 
 from cffi import FFI
 
-SOURCES = ("ring.c", "queue.c", "driver.c", "request.c", "map.c", "map_tree.c", "map_readers.c", "map_check.c")
+ENGINE = ("queue.c", "driver.c", "data.c", "request.c", "backing.c")
+SOURCES = ("ring.c", *ENGINE, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
 HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "engine.h", "map.h", "map_private.h")
 
 KERNEL = """
@@ -149,6 +150,8 @@ int ur_next_cqe(struct ur_ring *r, uint64_t *user_data, int32_t *res);
 """
 
 QUEUE = """
+struct ublksrv_io_desc { ...; };
+
 enum uq_data { UQ_COPY, UQ_GET_DATA, UQ_USER_COPY, UQ_ZERO_COPY, UQ_AUTO_BUF, ... };
 enum uq_event { UQ_STOPPED, UQ_IO_ERROR, UQ_UPCALLS, ... };
 
@@ -156,6 +159,7 @@ struct uq_options {
     int cdev_fd;
     uint16_t q_id;
     uint16_t depth;
+    uint16_t iod_bytes;
     uint32_t buf_bytes;
     uint8_t data;
     uint8_t batch;
@@ -178,6 +182,7 @@ struct uq_upcall {
     uint64_t pos;
     uint64_t len;
     unsigned char *buf;
+    uint8_t early;
 };
 
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
@@ -187,13 +192,16 @@ void uq_exit(struct uq_queue *q);
 int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
 void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
 void uq_retry(struct uq_queue *q, uint32_t piece);
+void uq_receive(struct uq_queue *q, uint32_t piece, void *buf);
 """
 
 MAP = """
 #define UM_MAX_FILES ...
 
 enum um_op { UM_READ, UM_WRITE, UM_DISCARD, UM_WRITE_ZEROES, UM_NR_OPS, ... };
-enum um_kind { UM_NULL, UM_ZERO, UM_ERROR, UM_UPCALL, UM_FILE, UM_STRIPE, ... };
+enum um_kind {
+    UM_NULL, UM_ZERO, UM_ERROR, UM_UPCALL, UM_UPCALL_EARLY, UM_MEMORY, UM_FILE, UM_STRIPE, ...
+};
 
 struct um_action {
     uint8_t kind;

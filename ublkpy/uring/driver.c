@@ -7,7 +7,6 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
-#include <errno.h>
 #include <sys/mman.h>
 
 /* Fetched tags arrive in these; the kernel gives one buffer back to us a CQE. */
@@ -29,8 +28,11 @@ static void fetch_tag(struct uq_queue *q, uint32_t cmd_op, uint16_t tag,
 	struct io_uring_sqe *sqe;
 	uint64_t addr = 0;
 
+	/* For the READ that ends, and for a WRITE that comes; not if it asks. */
 	if (buffers_from_us(q))
-		addr = (uint64_t)(uintptr_t)tag_buf(q, tag);
+		addr = (uint64_t)(uintptr_t)(q->opt.data == UQ_GET_DATA ?
+						     q->ios[tag].buf :
+						     tag_buf(q, tag));
 	sqe = tag_cmd(q, cmd_op, tag, res, addr);
 	sqe->user_data = user_data(FROM_TAG, tag);
 	/* Where the driver is to register the next request's pages. */

@@ -5,6 +5,7 @@
 #ifndef UBLKPY_ENGINE_H
 #define UBLKPY_ENGINE_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,6 +40,18 @@ static inline uint64_t user_data(enum uq_from from, uint32_t nr)
 	return (uint64_t)from << FROM_SHIFT | nr;
 }
 
+static inline uint64_t piece_data(const struct uq_queue *q,
+				  const struct uq_piece *p)
+{
+	return user_data(FROM_PIECE, (uint32_t)(p - q->pieces));
+}
+
+static inline const struct ublksrv_io_desc *iod_of(const struct uq_queue *q,
+						   uint16_t tag)
+{
+	return (const void *)(q->iods + (size_t)tag * q->opt.iod_bytes);
+}
+
 static inline uint32_t iod_op(const struct ublksrv_io_desc *iod)
 {
 	return iod->op_flags & 0xff;
@@ -63,6 +76,15 @@ static inline bool in_place(const struct uq_io *io)
 static inline unsigned char *tag_buf(const struct uq_queue *q, uint16_t tag)
 {
 	return q->bufs + (size_t)tag * q->opt.buf_bytes;
+}
+
+/* Where the data of a piece is in our memory, if it is there. */
+static inline unsigned char *piece_buf(const struct uq_queue *q,
+				       const struct uq_piece *p)
+{
+	if (p->kind == UM_MEMORY)
+		return (unsigned char *)(uintptr_t)p->offset;
+	return q->ios[p->tag].buf + p->pos;
 }
 
 /*
@@ -105,6 +127,27 @@ static inline struct io_uring_sqe *tag_cmd(struct uq_queue *q, uint32_t cmd_op,
 	return sqe;
 }
 
+/* READ or WRITE of what is left of a piece, between a file and our memory. */
+static inline void prep_rw(const struct uq_queue *q, const struct uq_piece *p,
+			   bool write, struct io_uring_sqe *sqe)
+{
+	sqe->opcode = write ? IORING_OP_WRITE : IORING_OP_READ;
+	sqe->addr = (uint64_t)(uintptr_t)(piece_buf(q, p) + p->done);
+	sqe->len = (uint32_t)(p->len - p->done);
+}
+
+/* Its result: 1 when all of it is there now, 0 when not yet, or -errno. */
+static inline int32_t count(struct uq_piece *p, int32_t res)
+{
+	/* No progress: the file ends before the device does. */
+	if (!res)
+		return -EIO;
+	if (res < 0)
+		return res;
+	p->done += (uint32_t)res;
+	return p->done == p->len;
+}
+
 /* driver.c: how requests come and results go */
 
 int drv_init(struct uq_queue *q);
@@ -126,11 +169,29 @@ void drv_send(struct uq_queue *q);
 /* A batch of results is done: how many bytes of it the driver took, or -errno. */
 void drv_committed(struct uq_queue *q, uint32_t array, int32_t res);
 
+/* data.c: how the data travels between the driver and us */
+
+uint8_t data_way(const struct uq_queue *q, const struct ublksrv_io_desc *iod);
+/* A WRITE's, which the driver offers, to the request's buffer. */
+void data_get(struct uq_queue *q, uint16_t tag);
+/* What is left of a piece, at the character device: UQ_PULL or UQ_PUSH. */
+void data_copy(struct uq_queue *q, struct uq_piece *p);
+void data_register(struct uq_queue *q, uint16_t tag);
+void data_unregister(struct uq_queue *q, uint16_t tag);
+
+/* backing.c: the op of a piece at the file behind it */
+
+void back_start(struct uq_queue *q, struct uq_piece *p);
+/* What is left of it, again. */
+void back_submit(struct uq_queue *q, struct uq_piece *p);
+/* After a result: 1 when it is done, 0 when more of it was sent, or -errno. */
+int32_t back_done(struct uq_queue *q, struct uq_piece *p, int32_t res);
+
 /* request.c: what becomes of a request between fetch and commit */
 
 void req_start(struct uq_queue *q, uint16_t tag, bool wants_data);
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res);
 void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res);
-void req_serve(struct uq_queue *q, struct uq_piece *p);
+void req_retry(struct uq_queue *q, struct uq_piece *p);
 
 #endif

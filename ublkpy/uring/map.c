@@ -203,6 +203,8 @@ static bool action_is_valid(const struct um_map *map, const struct um_action *a)
 	case UM_NULL:
 	case UM_ZERO:
 	case UM_UPCALL:
+	case UM_UPCALL_EARLY:
+	case UM_MEMORY:
 		return !a->error;
 	case UM_ERROR:
 		return a->error && a->error <= MAX_ERRNO;
@@ -233,12 +235,12 @@ int um_add_routing(struct um_map *map, const struct um_routing *routing)
 	return ret;
 }
 
-/* Whether the places of all bytes are some that a file can have. */
-static bool fits_file(const struct um_extent *e, const struct um_action *a)
+/* Whether the places of all bytes are some that a file or memory can have. */
+static bool fits_place(const struct um_extent *e, const struct um_action *a)
 {
 	uint64_t len = e->end - e->start, lowest = e->offset;
 
-	if (a->kind < UM_FILE)
+	if (a->kind < UM_MEMORY)
 		return true;
 	if (e->offset > INT64_MAX || len > INT64_MAX - e->offset)
 		return false;
@@ -259,7 +261,7 @@ static int check_piece(const struct um_map *map, const struct um_extent *e)
 		return -EINVAL;
 	routing = &routings(map)[e->routing];
 	for (unsigned int op = 0; op < UM_NR_OPS; op++)
-		if (!fits_file(e, &routing->actions[op]))
+		if (!fits_place(e, &routing->actions[op]))
 			return -EINVAL;
 	return 0;
 }

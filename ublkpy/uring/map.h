@@ -32,6 +32,8 @@ enum um_kind {
 	UM_ZERO,	/* gives zeroes; what is written is forgotten */
 	UM_ERROR,	/* fails */
 	UM_UPCALL,	/* Python decides */
+	UM_UPCALL_EARLY,	/* likewise, and where the data of a WRITE goes */
+	UM_MEMORY,	/* in our own memory */
 	UM_FILE,	/* in one file */
 	UM_STRIPE,	/* in turns in several files; never in a hit */
 };
@@ -40,7 +42,8 @@ enum um_kind {
 
 /*
  * What to do with one op. With p = extent.offset + (pos - extent.start), a byte
- * of a UM_FILE is at p + shift in the file. That of a UM_STRIPE is in chunk
+ * of a UM_FILE is at p + shift in the file, and that of a UM_MEMORY at this
+ * address. That of a UM_STRIPE is in chunk
  * c = p >> chunk_shift, which is number c / nr_legs in file slot + c % nr_legs,
  * and shift is added there.
  */
@@ -50,7 +53,7 @@ struct um_action {
 	uint16_t slot;		/* UM_FILE, UM_STRIPE: the first file */
 	uint16_t nr_legs;	/* UM_STRIPE: so many files, one slot each */
 	uint16_t error;		/* UM_ERROR: an errno */
-	int64_t shift;		/* UM_FILE, UM_STRIPE: bytes */
+	int64_t shift;		/* UM_MEMORY, UM_FILE, UM_STRIPE: bytes */
 };
 
 struct um_routing {
@@ -166,7 +169,7 @@ struct um_map {
 /* The answer to a lookup: it holds for [pos, end). */
 struct um_hit {
 	uint64_t end;		/* bytes, position in the device */
-	uint64_t offset;	/* UM_FILE: bytes, position in the file */
+	uint64_t offset;	/* UM_FILE: bytes, position in it; UM_MEMORY: address */
 	uint8_t kind;		/* enum um_kind, never UM_STRIPE */
 	uint16_t slot;		/* UM_FILE: into um_view.files */
 	int32_t error;		/* UM_ERROR: -errno; else 0 */

@@ -19,6 +19,7 @@ from ublkpy.uring.routing import (
     Extent,
     File,
     Flush,
+    Memory,
     Null,
     Routing,
     Stripe,
@@ -30,7 +31,21 @@ from ublkpy.uring.routing import (
 )
 from ublkpy.uring.uapi import SECTOR
 
-__all__ = ["Action", "Error", "Extent", "File", "Flush", "Map", "Null", "Routing", "Stripe", "Sync", "Upcall", "Zero"]
+__all__ = [
+    "Action",
+    "Error",
+    "Extent",
+    "File",
+    "Flush",
+    "Map",
+    "Memory",
+    "Null",
+    "Routing",
+    "Stripe",
+    "Sync",
+    "Upcall",
+    "Zero",
+]
 
 _BATCH = 256  # extents per call while the map is read back
 
@@ -48,6 +63,7 @@ class Map:
         self.c: Any = ffi.new("struct um_map *")
         check(lib.um_init(self.c, size), "map")
         null = Routing.all(Null())
+        self._memories: list[Any] = []  # hold on to them
         self._lock = threading.Lock()  # of these two, which know the same
         self._routings = {0: null}
         self._ids = {null: 0}
@@ -61,6 +77,12 @@ class Map:
     def add_file(self, fd: int, is_block_device: bool = False) -> int:
         """The file's number in this map; the first is 0. It stays its caller's, and open for as long as the map."""
         return check(lib.um_add_file(self.c, fd, is_block_device), "file for a map")
+
+    def add_memory(self, memory: Any) -> Memory:
+        """Something with a writable buffer (bytearray, mmap): the map holds on to it until ``close``."""
+        buffer = ffi.from_buffer(memory, require_writable=True)
+        self._memories.append(buffer)
+        return Memory(int(ffi.cast("uintptr_t", buffer)), len(buffer))
 
     def replace(self, extents: Iterable[Extent], flush: Flush | None = None) -> None:
         """Put extents, which may be in any order, in the place of what is there, and change ``flush`` if given.
@@ -114,6 +136,8 @@ class Map:
         if self.c is not None:
             check(lib.um_exit(self.c), "map")
             self.c = None
+            for memory in self._memories:
+                ffi.release(memory)
 
     def _piece(self, e: Extent) -> tuple[int, int, int, int]:
         if e.start % SECTOR or e.length % SECTOR:
@@ -122,6 +146,9 @@ class Map:
             raise ValueError(f"extent of {e.length} bytes at {e.start}: not within {self.size} bytes")
         if not 0 <= e.offset < 1 << 63:
             raise ValueError(f"extent at {e.start}: no file has an offset of {e.offset} bytes")
+        for action in e.routing.actions:
+            if isinstance(action, Memory) and e.offset + e.length > action.length:
+                raise ValueError(f"extent at {e.start} ends behind the {action.length} bytes of memory")
         known = self._ids.get(e.routing)
         return e.start, e.end, e.offset, self._add_routing(e.routing) if known is None else known
 

@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
-#include <errno.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -66,7 +65,9 @@ int uq_run(struct uq_queue *q)
 		int ret;
 
 		drv_send(q);
-		ret = ur_submit_and_wait(&q->ring, 1 + q->expected);
+		/* Without a fetch, nothing else need come. */
+		ret = ur_submit_and_wait(&q->ring,
+					 1 + (q->live ? q->expected : 0));
 		q->expected = 0;
 		nr = ur_cq_ready(&q->ring);
 		if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
@@ -99,17 +100,18 @@ int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall)
 	if (q->asked < 0)
 		return 0;
 	p = &q->pieces[q->asked];
-	iod = &q->iods[p->tag];
+	iod = iod_of(q, p->tag);
 	*upcall = (struct uq_upcall){
 		.piece = (uint32_t)q->asked,
 		.op_flags = iod->op_flags,
+		.early = p->step == UQ_ASKED_EARLY,
 	};
 	if (iod_op(iod) != UBLK_IO_OP_FLUSH) {
 		upcall->pos = (iod->start_sector << SECTOR_SHIFT) + p->pos;
 		upcall->len = p->len;
 	}
-	if (moves_data(iod_op(iod)))
-		upcall->buf = tag_buf(q, p->tag) + p->pos;
+	if (moves_data(iod_op(iod)) && !upcall->early)
+		upcall->buf = piece_buf(q, p);
 	q->asked = p->next;
 	return 1;
 }
@@ -124,8 +126,16 @@ void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res)
 void uq_retry(struct uq_queue *q, uint32_t piece)
 {
 	look_at_map(q);
-	req_serve(q, &q->pieces[piece]);
+	req_retry(q, &q->pieces[piece]);
 	look_away(q);
+}
+
+void uq_receive(struct uq_queue *q, uint32_t piece, void *buf)
+{
+	uint16_t tag = q->pieces[piece].tag;
+
+	q->ios[tag].buf = buf;
+	data_get(q, tag);
 }
 
 static size_t round_up_page(size_t n)
@@ -138,10 +148,9 @@ static size_t round_up_page(size_t n)
 /* Neither mapping may follow a fork: a child would pin the device. */
 static int map_memory(struct uq_queue *q)
 {
-	size_t stride = round_up_page(UBLK_MAX_QUEUE_DEPTH *
-				      sizeof(struct ublksrv_io_desc));
-	size_t len = round_up_page(q->opt.depth *
-				   sizeof(struct ublksrv_io_desc));
+	size_t stride = round_up_page((size_t)UBLK_MAX_QUEUE_DEPTH *
+				      q->opt.iod_bytes);
+	size_t len = round_up_page((size_t)q->opt.depth * q->opt.iod_bytes);
 	void *m;
 
 	m = mmap(NULL, len, PROT_READ, MAP_SHARED | MAP_POPULATE,
@@ -171,8 +180,10 @@ static int make_tables(struct uq_queue *q)
 	q->pieces = calloc(depth + spares, sizeof(*q->pieces));
 	if (!q->ios || !q->pieces)
 		return -ENOMEM;
-	for (uint32_t tag = 0; tag < depth; tag++)
+	for (uint32_t tag = 0; tag < depth; tag++) {
 		q->pieces[tag].tag = (uint16_t)tag;
+		q->ios[tag].buf = tag_buf(q, (uint16_t)tag);
+	}
 	q->asked = -1;
 	q->free_piece = -1;
 	for (uint32_t nr = depth + spares; nr-- > depth;) {

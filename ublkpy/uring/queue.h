@@ -8,8 +8,10 @@
  *
  *   queue.c     the ring, the memory, and the loop
  *   driver.c    how requests come and results go: one by one, or in batches
+ *   data.c      how their data gets from the driver into our memory and back
  *   request.c   a request on its way: data in, pieces at the backing, data out
- *   engine.h    what these three share
+ *   backing.c   a piece at the file behind it
+ *   engine.h    what these share
  *
  * A queue belongs to one thread: uq_init(), uq_run() and uq_exit() are called
  * by the thread that will serve it, because the driver accepts a COMMIT only
@@ -38,6 +40,7 @@ struct uq_options {
 	int cdev_fd;		/* borrowed: open for as long as the queue */
 	uint16_t q_id;
 	uint16_t depth;
+	uint16_t iod_bytes;	/* of a descriptor (Linux 7.3: UBLK_F_IO_DESC_SIZE) */
 	uint32_t buf_bytes;	/* the largest request */
 	uint8_t data;		/* enum uq_data */
 	uint8_t batch;		/* fetch and commit in batches (Linux 7.0) */
@@ -54,7 +57,7 @@ enum uq_event {
 
 /* Where the data of a request in our hands is. */
 enum uq_way {
-	UQ_IN_BUFFER,		/* the tag's, which the driver knows */
+	UQ_IN_BUFFER,		/* the request's, which the driver knows */
 	UQ_COPIED,		/* in that, but we copy between it and the driver */
 	UQ_UNREGISTERED,	/* in the client's pages, still out of reach */
 	UQ_REGISTERED,		/* there, as a buffer that we registered */
@@ -63,6 +66,7 @@ enum uq_way {
 
 /* A request in our hands. */
 struct uq_io {
+	unsigned char *buf;	/* its data in our memory: the tag's, or other */
 	int32_t error;		/* the first -errno of its pieces */
 	uint32_t pending;	/* pieces that are not done */
 	uint8_t way;		/* enum uq_way */
@@ -75,6 +79,7 @@ enum uq_step {
 	UQ_PUSH,		/* a READ's data, from the buffer to the driver */
 	UQ_GET,			/* a WRITE's data, by NEED_GET_DATA */
 	UQ_ASKED,		/* Python */
+	UQ_ASKED_EARLY,		/* likewise, before a WRITE's data is taken */
 };
 
 /*
@@ -104,6 +109,7 @@ struct uq_upcall {
 	uint64_t pos;
 	uint64_t len;		/* 0: FLUSH */
 	unsigned char *buf;	/* of len bytes, for READ and WRITE */
+	uint8_t early;		/* a WRITE whose data is not there yet */
 };
 
 /* Results on their way to the driver, in batches. */
@@ -130,7 +136,7 @@ struct uq_queue {
 	struct um_reader reader;
 	const struct um_view *view;		/* while the reader is inside */
 	uint32_t nr_fixed;			/* files registered with the ring */
-	const struct ublksrv_io_desc *iods;	/* the driver's, read-only */
+	const unsigned char *iods;		/* the driver's, read-only */
 	size_t iods_len;
 	unsigned char *bufs;			/* depth buffers of buf_bytes */
 	size_t bufs_len;
@@ -164,9 +170,12 @@ void uq_exit(struct uq_queue *q);
  * After UQ_UPCALLS. uq_upcall() gives the next piece for Python, and 0 when
  * there is none. Each is answered once, at any time: with 0, all of it is done;
  * with -errno, the request fails; or the map has changed, and is asked again.
+ * An early one is either answered with -errno, or says where its data is to go,
+ * len bytes that are good until the request is answered; it then comes again.
  */
 int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
 void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
 void uq_retry(struct uq_queue *q, uint32_t piece);
+void uq_receive(struct uq_queue *q, uint32_t piece, void *buf);
 
 #endif

@@ -33,20 +33,41 @@ class Request:
 
     ``buffer`` is where a WRITE's data is and a READ's is to be, until the answer. One answer each: ``done``,
     ``fail`` or ``retry``. In the queue's thread only.
+
+    An ``early`` one is a WRITE whose data is still with the driver, and has no buffer. Its answer is ``receive``,
+    ``fail`` or ``retry``.
     """
 
-    def __init__(self, queue: Any, upcall: Any) -> None:
+    def __init__(self, queue: Any, upcall: Any, received: dict[int, Any]) -> None:
         self._queue = queue
+        self._received = received
         self._piece = upcall.piece
         self.op = Op(upcall.op_flags & 0xFF)
         self.flags = IoFlag(upcall.op_flags & ~0xFF)
         self.offset: int = upcall.pos
         self.length: int = upcall.len
         self.buffer = memoryview(ffi.buffer(upcall.buf, upcall.len) if upcall.buf else b"")
+        self.early = bool(upcall.early)
         self.answered = False
+
+    def receive(self, buffer: Any) -> None:
+        """Have the data put into this (writable, ``length`` bytes): then it comes again, as a request with it.
+
+        ValueError for one that is too short or read-only.
+        """
+        if not self.early:
+            raise RuntimeError("the data of this request is there already")
+        place = ffi.from_buffer(buffer, require_writable=True)
+        if len(place) < self.length:
+            raise ValueError(f"{len(place)} bytes are too few for a write of {self.length}")
+        self._answer()
+        self._received[self._piece] = place
+        lib.uq_receive(self._queue, self._piece, place)
 
     def done(self) -> None:
         """All of it is done."""
+        if self.early:
+            raise RuntimeError("a write is not done before its data is received")
         self._answer()
         lib.uq_answer(self._queue, self._piece, 0)
 
@@ -77,10 +98,12 @@ class Queue:
     def __init__(self, cdev_fd: int, q_id: int, depth: int, buf_bytes: int, mode: Mode, target_map: Map) -> None:
         self._queue = ffi.new("struct uq_queue *")
         self._map = target_map
+        self._received: dict[int, Any] = {}  # by tag: must outlive the request
         options = ffi.new("struct uq_options *")
         options.cdev_fd, options.q_id, options.depth, options.buf_bytes = cdev_fd, q_id, depth, buf_bytes
         options.data, options.batch = mode.data, mode.batch
         options.slots = min(depth, _BUFFER_SLOTS)
+        options.iod_bytes = ffi.sizeof("struct ublksrv_io_desc")
         check(lib.uq_init(self._queue, options, target_map.c), f"set-up of queue {q_id}")
 
     def run(self) -> IoError | list[Request] | None:
@@ -110,5 +133,5 @@ class Queue:
     def _requests(self) -> list[Request]:
         found, upcall = [], ffi.new("struct uq_upcall *")
         while lib.uq_upcall(self._queue, upcall):
-            found.append(Request(self._queue, upcall))
+            found.append(Request(self._queue, upcall, self._received))
         return found

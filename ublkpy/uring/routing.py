@@ -31,7 +31,17 @@ class Error:
 
 @dataclass(frozen=True)
 class Upcall:
-    """Python decides."""
+    """Python decides; if ``early``, in mode get-data also where the data of a WRITE goes."""
+
+    early: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of our own memory, as ``Map.add_memory`` returned it."""
+
+    address: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Sync:
     files: tuple[int, ...]
 
 
-Action = Null | Zero | Error | Upcall | File | Stripe
+Action = Null | Zero | Error | Upcall | Memory | File | Stripe
 Flush = Null | Upcall | Sync
 
 
@@ -84,7 +94,7 @@ class Routing:
     @property
     def is_placed(self) -> bool:
         """Whether an extent's offset means anything."""
-        return any(isinstance(action, File | Stripe) for action in self.actions)
+        return any(isinstance(action, Memory | File | Stripe) for action in self.actions)
 
 
 @dataclass(frozen=True)
@@ -112,8 +122,10 @@ def _action(action: Action, nr_files: int) -> dict[str, int]:
             return {"kind": lib.UM_NULL}
         case Zero():
             return {"kind": lib.UM_ZERO}
-        case Upcall():
-            return {"kind": lib.UM_UPCALL}
+        case Upcall(early):
+            return {"kind": lib.UM_UPCALL_EARLY if early else lib.UM_UPCALL}
+        case Memory(address):
+            return {"kind": lib.UM_MEMORY, "shift": address}
         case Error(number):
             if not 0 < number < 4096:
                 raise ValueError(f"{number} is not an errno")

@@ -461,7 +461,7 @@ def test_shifts_are_allowed_where_they_fit(small: Map) -> None:
 def test_c_takes_nothing_on_trust(small: Map) -> None:
     """What the Python side checks already."""
     bad: list[dict[str, int]] = [
-        {"kind": 6},
+        {"kind": lib.UM_STRIPE + 1},
         {"kind": lib.UM_NULL, "error": 5},
         {"kind": lib.UM_ERROR},
         {"kind": lib.UM_FILE, "slot": 3},

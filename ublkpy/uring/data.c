@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Where the data of a request is, and how it gets from the driver into our
+ * memory and back (ublk_drv.c: UBLK_F_NEED_GET_DATA, _USER_COPY,
+ * _SUPPORT_ZERO_COPY, _AUTO_BUF_REG).
+ */
+#define _GNU_SOURCE
+#include "engine.h"
+
+uint8_t data_way(const struct uq_queue *q, const struct ublksrv_io_desc *iod)
+{
+	switch ((enum uq_data)q->opt.data) {
+	case UQ_USER_COPY:
+		return UQ_COPIED;
+	case UQ_ZERO_COPY:
+		return UQ_UNREGISTERED;
+	case UQ_AUTO_BUF: /* there was no place for a buffer */
+		return iod->op_flags & UBLK_IO_F_NEED_REG_BUF ? UQ_COPIED :
+								UQ_REGISTERED_BY_DRIVER;
+	default:
+		return UQ_IN_BUFFER;
+	}
+}
+
+void data_get(struct uq_queue *q, uint16_t tag)
+{
+	struct io_uring_sqe *sqe;
+
+	q->pieces[tag].step = UQ_GET;
+	sqe = tag_cmd(q, UBLK_U_IO_NEED_GET_DATA, tag, 0,
+		      (uint64_t)(uintptr_t)q->ios[tag].buf);
+	sqe->user_data = piece_data(q, &q->pieces[tag]);
+}
+
+void data_copy(struct uq_queue *q, struct uq_piece *p)
+{
+	struct io_uring_sqe *sqe = new_sqe(q);
+
+	prep_rw(q, p, p->step == UQ_PUSH, sqe);
+	sqe->off = UBLKSRV_IO_BUF_OFFSET +
+		   ((uint64_t)q->opt.q_id << UBLK_QID_OFF) +
+		   ((uint64_t)p->tag << UBLK_TAG_OFF) + p->pos + p->done;
+	sqe->user_data = piece_data(q, p);
+}
+
+/* Executed while it is submitted, and so before what follows it uses it. */
+static void pages_cmd(struct uq_queue *q, uint32_t cmd_op, uint16_t tag)
+{
+	struct io_uring_sqe *sqe = tag_cmd(q, cmd_op, tag, 0, tag);
+
+	sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+	sqe->user_data = user_data(FROM_NOBODY, 0);
+}
+
+void data_register(struct uq_queue *q, uint16_t tag)
+{
+	pages_cmd(q, UBLK_U_IO_REGISTER_IO_BUF, tag);
+	q->ios[tag].way = UQ_REGISTERED;
+}
+
+void data_unregister(struct uq_queue *q, uint16_t tag)
+{
+	pages_cmd(q, UBLK_U_IO_UNREGISTER_IO_BUF, tag);
+}
