@@ -36,6 +36,9 @@ _PUNCHING = {
     0x794C7630,  # overlayfs, whose upper layer is one of these
 }
 
+# Those whose files are nowhere but in memory: reading and writing them is copying.
+_IN_MEMORY = {0x01021994, 0x858458F6}  # tmpfs, ramfs
+
 # The kernel whose block devices take a discard from io_uring, as a command of their own. They take write-zeroes
 # as files do.
 _DISCARD_COMMAND = (6, 12)
@@ -78,6 +81,7 @@ class Backing:
         if not self.direct:
             self._open(flags, refusal_is_error=True)
         self.end = os.lseek(self.fd, 0, os.SEEK_END)
+        self.in_memory = not self.is_block_device and libc.file_system_type(self.fd) in _IN_MEMORY
 
     def close(self) -> None:
         os.close(self.fd)

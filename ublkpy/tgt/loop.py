@@ -43,7 +43,8 @@ class LoopTarget(Target):
 
     def map(self, size: int) -> Map:
         found = Map(size)
-        file = found.add_file(self._backing.fd, self._backing.is_block_device)
+        backing = self._backing
+        file = found.add_file(backing.fd, is_block_device=backing.is_block_device, in_memory=backing.in_memory)
         found.replace([Extent(0, size, Routing.all(File(file)), self.offset)], Sync((file,)))
         return found
 

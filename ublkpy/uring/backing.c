@@ -46,9 +46,9 @@ static void prep_discard(const struct uq_queue *q, struct io_uring_sqe *sqe,
 	sqe->addr3 = p->len;
 }
 
-void back_submit(struct uq_queue *q, struct uq_piece *p)
+void back_submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		 struct uq_piece *p)
 {
-	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
 	uint32_t op = iod_op(iod);
 	struct io_uring_sqe *sqe;
 
@@ -81,7 +81,34 @@ void back_submit(struct uq_queue *q, struct uq_piece *p)
 		prep_discard(q, sqe, p);
 		break;
 	default: /* WRITE_ZEROES */
+		if (!p->mode)
+			p->mode = iod->op_flags & UBLK_IO_F_NOUNMAP ? ZERO :
+								      PUNCH;
 		prep_fallocate(sqe, p, p->mode);
+	}
+}
+
+void back_at_once(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		  struct uq_piece *p)
+{
+	int flags = iod->op_flags & UBLK_IO_F_FUA ? RWF_DSYNC : 0;
+	int fd = q->view->files[p->slot].fd;
+	uint64_t done = 0;
+
+	while (done < p->len) {
+		struct iovec data = { piece_buf(q, p) + done, p->len - done };
+		off_t at = (off_t)(p->offset + done);
+		ssize_t n = iod_op(iod) == UBLK_IO_OP_READ ?
+				    preadv2(fd, &data, 1, at, 0) :
+				    pwritev2(fd, &data, 1, at, flags);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0) {
+			q->ios[p->tag].error = n ? -errno : -EIO;
+			return;
+		}
+		done += (uint64_t)n;
 	}
 }
 
@@ -102,16 +129,9 @@ static uint16_t next_zero_mode(const struct ublksrv_io_desc *iod, uint16_t mode,
 	return 0;
 }
 
-void back_start(struct uq_queue *q, struct uq_piece *p)
+int32_t back_done(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		  struct uq_piece *p, int32_t res)
 {
-	p->mode = iod_of(q, p->tag)->op_flags & UBLK_IO_F_NOUNMAP ? ZERO :
-								    PUNCH;
-	back_submit(q, p);
-}
-
-int32_t back_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
-{
-	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
 	uint16_t mode = 0;
 
 	if (moves_data(iod_op(iod))) {
@@ -125,6 +145,6 @@ int32_t back_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
 			return res < 0 ? res : 1;
 		p->mode = mode;
 	}
-	back_submit(q, p);
+	back_submit(q, iod, p);
 	return 0;
 }

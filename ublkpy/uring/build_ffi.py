@@ -218,7 +218,7 @@ struct um_extent {
     uint64_t offset;
     uint32_t routing;
 };
-struct um_file { int fd; uint8_t is_block_device; };
+struct um_file { int fd; uint8_t is_block_device; uint8_t in_memory; };
 struct um_flush { uint8_t kind; uint32_t nr; uint16_t slots[]; ...; };
 struct um_view {
     const struct um_file *files;
@@ -246,7 +246,7 @@ struct um_stats {
 
 int um_init(struct um_map *map, uint64_t size);
 int um_exit(struct um_map *map);
-int um_add_file(struct um_map *map, int fd, int is_block_device);
+int um_add_file(struct um_map *map, const struct um_file *file);
 int um_add_routing(struct um_map *map, const struct um_routing *routing);
 int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
                const struct um_flush *flush);

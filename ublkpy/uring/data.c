@@ -7,16 +7,15 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
-uint8_t data_way(const struct uq_queue *q, const struct ublksrv_io_desc *iod)
+uint8_t data_usual_way(enum uq_data data)
 {
-	switch ((enum uq_data)q->opt.data) {
+	switch (data) {
 	case UQ_USER_COPY:
 		return UQ_COPIED;
 	case UQ_ZERO_COPY:
 		return UQ_UNREGISTERED;
-	case UQ_AUTO_BUF: /* there was no place for a buffer */
-		return iod->op_flags & UBLK_IO_F_NEED_REG_BUF ? UQ_COPIED :
-								UQ_REGISTERED_BY_DRIVER;
+	case UQ_AUTO_BUF:
+		return UQ_REGISTERED_BY_DRIVER;
 	default:
 		return UQ_IN_BUFFER;
 	}

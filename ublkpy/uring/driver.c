@@ -22,8 +22,8 @@ static inline bool buffers_from_us(const struct uq_queue *q)
 
 /* -- one command for each tag ---------------------------------------------- */
 
-static void fetch_tag(struct uq_queue *q, uint32_t cmd_op, uint16_t tag,
-		      int32_t res)
+void drv_fetch_tag(struct uq_queue *q, uint32_t cmd_op, uint16_t tag,
+		   int32_t res)
 {
 	struct io_uring_sqe *sqe;
 	uint64_t addr = 0;
@@ -56,7 +56,7 @@ static int start_tags(struct uq_queue *q)
 	int ret;
 
 	for (uint16_t tag = 0; tag < q->opt.depth; tag++)
-		fetch_tag(q, UBLK_U_IO_FETCH_REQ, tag, 0);
+		drv_fetch_tag(q, UBLK_U_IO_FETCH_REQ, tag, 0);
 	q->live = q->opt.depth;
 	/*
 	 * All at once: 6.12 cannot cancel a queue of which it has seen only
@@ -68,31 +68,9 @@ static int start_tags(struct uq_queue *q)
 
 /* -- batches --------------------------------------------------------------- */
 
-/* An element without the address of a buffer is half as long. */
-static inline size_t elem_bytes(const struct uq_queue *q)
-{
-	return buffers_from_us(q) ? sizeof(struct ublk_elem) :
-				    offsetof(struct ublk_elem, buf_addr);
-}
-
 static inline unsigned char *array_at(const struct uq_queue *q, uint32_t nr)
 {
-	return (unsigned char *)q->batch.elems +
-	       (size_t)nr * q->opt.depth * elem_bytes(q);
-}
-
-static inline void add_elem(struct uq_queue *q, uint16_t tag, int32_t res)
-{
-	const struct ublk_elem elem = {
-		.tag = tag,
-		.buf_index = tag,
-		.result = res,
-		.buf_addr = (uint64_t)(uintptr_t)tag_buf(q, tag),
-	};
-	size_t len = elem_bytes(q);
-
-	memcpy(array_at(q, q->batch.filling) + q->batch.filled++ * len, &elem,
-	       len);
+	return q->batch.elems + (size_t)nr * q->opt.depth * q->batch.elem_bytes;
 }
 
 static void batch_cmd(struct uq_queue *q, uint32_t cmd_op, uint32_t array)
@@ -103,7 +81,7 @@ static void batch_cmd(struct uq_queue *q, uint32_t cmd_op, uint32_t array)
 			 q->opt.data == UQ_AUTO_BUF ?
 				UBLK_BATCH_F_AUTO_BUF_REG_FALLBACK : 0,
 		.nr_elem = (uint16_t)q->batch.sent[array],
-		.elem_bytes = (uint8_t)elem_bytes(q),
+		.elem_bytes = (uint8_t)q->batch.elem_bytes,
 	};
 	struct io_uring_sqe *sqe = new_sqe(q);
 
@@ -132,6 +110,7 @@ void drv_send(struct uq_queue *q)
 	b->sent[array] = b->filled;
 	b->filled = 0;
 	b->filling = (uint16_t)__builtin_ctz(unused);
+	b->next = array_at(q, b->filling);
 	batch_cmd(q, UBLK_U_IO_COMMIT_IO_CMDS, array);
 }
 
@@ -139,7 +118,7 @@ void drv_send(struct uq_queue *q)
 void drv_committed(struct uq_queue *q, uint32_t array, int32_t res)
 {
 	struct uq_batch *b = &q->batch;
-	size_t len = elem_bytes(q);
+	size_t len = q->batch.elem_bytes;
 	uint32_t taken;
 
 	if (res <= 0) {
@@ -226,9 +205,14 @@ static int map_batch(struct uq_queue *q)
 	size_t tags_len = NR_FETCH_BUFS * FETCH_BUF_TAGS * sizeof(uint16_t);
 	void *m;
 
-	b->elems = calloc((size_t)NR_ARRAYS * q->opt.depth, elem_bytes(q));
+	/* An element without the address of a buffer is half as long. */
+	b->elem_bytes = buffers_from_us(q) ?
+				sizeof(struct ublk_elem) :
+				offsetof(struct ublk_elem, buf_addr);
+	b->elems = calloc((size_t)NR_ARRAYS * q->opt.depth, b->elem_bytes);
 	if (!b->elems)
 		return -ENOMEM;
+	b->next = b->elems;
 	b->ring_len = ring_len + tags_len;
 	m = mmap(NULL, b->ring_len, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -249,9 +233,10 @@ static int start_batches(struct uq_queue *q)
 	for (uint16_t nr = 0; nr < NR_FETCH_BUFS; nr++)
 		give_buf(q, nr);
 	for (uint16_t tag = 0; tag < q->opt.depth; tag++)
-		add_elem(q, tag, 0);
+		drv_add_result(q, tag, 0);
 	b->sent[0] = b->filled;
 	b->filled = 0;
+	b->next = b->elems;
 	batch_cmd(q, UBLK_U_IO_PREP_IO_CMDS, 0);
 	q->expected = 0;
 	do {
@@ -270,14 +255,6 @@ static int start_batches(struct uq_queue *q)
 }
 
 /* -- either ---------------------------------------------------------------- */
-
-void drv_commit(struct uq_queue *q, uint16_t tag, int32_t res)
-{
-	if (q->opt.batch)
-		add_elem(q, tag, res);
-	else
-		fetch_tag(q, UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, res);
-}
 
 int drv_init(struct uq_queue *q)
 {

@@ -64,7 +64,7 @@ static inline uint64_t iod_bytes(const struct ublksrv_io_desc *iod)
 
 static inline bool moves_data(uint32_t op)
 {
-	return op == UBLK_IO_OP_READ || op == UBLK_IO_OP_WRITE;
+	return op <= UBLK_IO_OP_WRITE; /* or READ */
 }
 
 /* Whether the backing reads and writes the client's pages. */
@@ -162,16 +162,53 @@ const uint16_t *drv_fetched(struct uq_queue *q, const struct io_uring_cqe *cqe,
 			    uint32_t *nr);
 void drv_fetch_again(struct uq_queue *q, const struct io_uring_cqe *cqe);
 
-/* Hands a request back with its result, in batch mode with the next drv_send(). */
-void drv_commit(struct uq_queue *q, uint16_t tag, int32_t res);
+/* Hands results back that have come together. */
 void drv_send(struct uq_queue *q);
+/* Hands one back, and asks for a request on this tag. */
+void drv_fetch_tag(struct uq_queue *q, uint32_t cmd_op, uint16_t tag,
+		   int32_t res);
+
+/* One for the next drv_send(). */
+static inline void drv_add_result(struct uq_queue *q, uint16_t tag, int32_t res)
+{
+	struct uq_batch *b = &q->batch;
+	const uint64_t head = (uint64_t)(uint32_t)res << 32 |
+			      (uint64_t)tag << 16 | tag;
+	const uint64_t addr = (uint64_t)(uintptr_t)tag_buf(q, tag);
+
+	memcpy(b->next, &head, sizeof(head));
+	if (b->elem_bytes > sizeof(head))
+		memcpy(b->next + sizeof(head), &addr, sizeof(addr));
+	b->next += b->elem_bytes;
+	b->filled++;
+}
+
+/* Hands a request back with its result. */
+static inline void drv_commit(struct uq_queue *q, uint16_t tag, int32_t res)
+{
+	if (q->opt.batch)
+		drv_add_result(q, tag, res);
+	else
+		drv_fetch_tag(q, UBLK_U_IO_COMMIT_AND_FETCH_REQ, tag, res);
+}
 
 /* A batch of results is done: how many bytes of it the driver took, or -errno. */
 void drv_committed(struct uq_queue *q, uint32_t array, int32_t res);
 
 /* data.c: how the data travels between the driver and us */
 
-uint8_t data_way(const struct uq_queue *q, const struct ublksrv_io_desc *iod);
+/* Where the data of a READ or WRITE is when it arrives, in this mode: enum uq_way. */
+uint8_t data_usual_way(enum uq_data data);
+/* And that of this one. */
+static inline uint8_t data_way(const struct uq_queue *q,
+			       const struct ublksrv_io_desc *iod)
+{
+	/* UQ_AUTO_BUF without a place for a buffer. */
+	if (__builtin_expect(iod->op_flags & UBLK_IO_F_NEED_REG_BUF, 0))
+		return UQ_COPIED;
+	return q->way;
+}
+
 /* A WRITE's, which the driver offers, to the request's buffer. */
 void data_get(struct uq_queue *q, uint16_t tag);
 /* What is left of a piece, at the character device: UQ_PULL or UQ_PUSH. */
@@ -181,11 +218,15 @@ void data_unregister(struct uq_queue *q, uint16_t tag);
 
 /* backing.c: the op of a piece at the file behind it */
 
-void back_start(struct uq_queue *q, struct uq_piece *p);
-/* What is left of it, again. */
-void back_submit(struct uq_queue *q, struct uq_piece *p);
+/* READ or WRITE of a file in memory, which a thread of io_uring only delays. */
+void back_at_once(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		  struct uq_piece *p);
+/* What is left of it. */
+void back_submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		 struct uq_piece *p);
 /* After a result: 1 when it is done, 0 when more of it was sent, or -errno. */
-int32_t back_done(struct uq_queue *q, struct uq_piece *p, int32_t res);
+int32_t back_done(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		  struct uq_piece *p, int32_t res);
 
 /* request.c: what becomes of a request between fetch and commit */
 

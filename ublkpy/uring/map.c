@@ -186,13 +186,12 @@ int um_exit(struct um_map *map)
 	return -pthread_mutex_destroy(&map->lock);
 }
 
-int um_add_file(struct um_map *map, int fd, int is_block_device)
+int um_add_file(struct um_map *map, const struct um_file *file)
 {
-	const struct um_file file = { fd, !!is_block_device };
 	int ret;
 
 	pthread_mutex_lock(&map->lock);
-	ret = append(map, &map->files, &file, sizeof(file), UM_MAX_FILES);
+	ret = append(map, &map->files, file, sizeof(*file), UM_MAX_FILES);
 	pthread_mutex_unlock(&map->lock);
 	return ret;
 }

@@ -64,6 +64,7 @@ struct um_routing {
 struct um_file {
 	int fd;
 	uint8_t is_block_device;
+	uint8_t in_memory;	/* reading and writing it never waits for I/O */
 };
 
 struct um_extent {
@@ -193,7 +194,7 @@ int um_exit(struct um_map *map);
  * routing may name only files that have been added. Routing 0 is UM_NULL for
  * all ops. Ids are counted from 0 on.
  */
-int um_add_file(struct um_map *map, int fd, int is_block_device);
+int um_add_file(struct um_map *map, const struct um_file *file);
 int um_add_routing(struct um_map *map, const struct um_routing *routing);
 
 /*
@@ -309,38 +310,20 @@ static inline void um_resolve(const struct um_action *action, uint64_t pos,
 		hit->end = pos + left;
 }
 
+/* um_lookup() of a map with several extents, or behind its end. */
+void um_lookup_tree(const struct um_view *v, uint64_t pos, enum um_op op,
+		    struct um_hit *hit);
+
 /* Behind the end of the map, everything fails with EIO. */
 static inline void um_lookup(const struct um_view *v, uint64_t pos,
 			     enum um_op op, struct um_hit *hit)
 {
-	const struct um_node *n = v->root;
-	uint64_t end = v->size;
-	unsigned int i;
-
-	if (pos >= v->size) {
-		*hit = (struct um_hit){ .end = UINT64_MAX, .kind = UM_ERROR,
-					.error = -EIO };
+	if (!v->only || pos >= v->size) {
+		um_lookup_tree(v, pos, op, hit);
 		return;
 	}
-	if (v->only) {
-		hit->end = end;
-		um_resolve(&v->only->actions[op], pos, v->only_offset + pos,
-			   hit);
-		return;
-	}
-	for (unsigned int level = v->level;; level--) {
-		i = um_find(n, pos);
-		if (n->keys[i + 1] < end)
-			end = n->keys[i + 1];
-		if (!level)
-			break;
-		n = n->child[i];
-		if (level == 1)
-			um_prefetch(n);
-	}
-	hit->end = end;
-	um_resolve(&v->routings[n->routing[i]].actions[op], pos,
-		   n->offset[i] + (pos - n->keys[i]), hit);
+	hit->end = v->size;
+	um_resolve(&v->only->actions[op], pos, v->only_offset + pos, hit);
 }
 
 #endif

@@ -74,9 +74,13 @@ class Map:
                 self.close()
                 raise
 
-    def add_file(self, fd: int, is_block_device: bool = False) -> int:
-        """The file's number in this map; the first is 0. It stays its caller's, and open for as long as the map."""
-        return check(lib.um_add_file(self.c, fd, is_block_device), "file for a map")
+    def add_file(self, fd: int, *, is_block_device: bool = False, in_memory: bool = False) -> int:
+        """The file's number in this map; the first is 0. It stays its caller's, and open for as long as the map.
+
+        ``in_memory`` if reading and writing it waits for no device: then queues do not have io_uring wait.
+        """
+        file = ffi.new("struct um_file *", (fd, is_block_device, in_memory))
+        return check(lib.um_add_file(self.c, file), "file for a map")
 
     def add_memory(self, memory: Any) -> Memory:
         """Something with a writable buffer (bytearray, mmap): the map holds on to it until ``close``."""

@@ -111,3 +111,30 @@ int um_synchronize(struct um_map *map, uint32_t timeout_ms)
 		pthread_mutex_lock(&map->lock);
 	}
 }
+
+void um_lookup_tree(const struct um_view *v, uint64_t pos, enum um_op op,
+		    struct um_hit *hit)
+{
+	const struct um_node *n = v->root;
+	uint64_t end = v->size;
+	unsigned int i;
+
+	if (pos >= end) {
+		*hit = (struct um_hit){ .end = UINT64_MAX, .kind = UM_ERROR,
+					.error = -EIO };
+		return;
+	}
+	for (unsigned int level = v->level;; level--) {
+		i = um_find(n, pos);
+		if (n->keys[i + 1] < end)
+			end = n->keys[i + 1];
+		if (!level)
+			break;
+		n = n->child[i];
+		if (level == 1)
+			um_prefetch(n);
+	}
+	hit->end = end;
+	um_resolve(&v->routings[n->routing[i]].actions[op], pos,
+		   n->offset[i] + (pos - n->keys[i]), hit);
+}

@@ -177,9 +177,10 @@ static int make_tables(struct uq_queue *q)
 	uint32_t depth = q->opt.depth, spares = SPARE_PIECES(depth);
 
 	q->ios = calloc(depth, sizeof(*q->ios));
-	q->pieces = calloc(depth + spares, sizeof(*q->pieces));
+	q->pieces = aligned_alloc(64, (depth + spares) * sizeof(*q->pieces));
 	if (!q->ios || !q->pieces)
 		return -ENOMEM;
+	memset(q->pieces, 0, (depth + spares) * sizeof(*q->pieces));
 	for (uint32_t tag = 0; tag < depth; tag++) {
 		q->pieces[tag].tag = (uint16_t)tag;
 		q->ios[tag].buf = tag_buf(q, (uint16_t)tag);
@@ -238,6 +239,7 @@ int uq_init(struct uq_queue *q, const struct uq_options *opt,
 	memset(q, 0, sizeof(*q));
 	q->ring.fd = -1;
 	q->opt = *opt;
+	q->way = data_usual_way(opt->data);
 	q->map = map;
 	um_reader_add(map, &q->reader);
 	ret = map_memory(q);

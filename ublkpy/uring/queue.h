@@ -100,7 +100,7 @@ struct uq_piece {
 	uint8_t step;		/* enum uq_step */
 	uint8_t kind;		/* enum um_kind: who answers for len bytes */
 	int32_t next;		/* list of unused or asked pieces; -1 ends it */
-};
+} __attribute__((aligned(64)));
 
 /* A piece for Python, by uq_upcall(): the bytes [pos, pos + len) of the device. */
 struct uq_upcall {
@@ -114,8 +114,10 @@ struct uq_upcall {
 
 /* Results on their way to the driver, in batches. */
 struct uq_batch {
-	struct ublk_elem *elems;	/* nr_arrays arrays of depth elements */
-	uint32_t filled;		/* of the array that is being filled */
+	unsigned char *elems;		/* arrays of depth elements */
+	unsigned char *next;		/* element of the array being filled */
+	uint32_t filled;		/* elements in it */
+	uint32_t elem_bytes;		/* struct ublk_elem, or half of it */
 	uint16_t filling;		/* number of that array */
 	uint16_t busy;			/* bit n: the driver may still read array n */
 	uint32_t sent[4];		/* elements in each array at the driver */
@@ -150,6 +152,7 @@ struct uq_queue {
 	uint32_t live;		/* tags, or batch fetches, not yet taken back */
 	uint32_t in_hand;	/* requests of ours in batch mode */
 	int32_t failed;		/* -errno of a refused ublk command */
+	uint8_t way;		/* enum uq_way of most requests */
 	uint8_t report;		/* return UQ_IO_ERROR after this round */
 
 	/* Read by the caller after UQ_IO_ERROR. */

@@ -13,17 +13,10 @@
 
 #define MAX_RETRIES	64
 
-static inline void commit(struct uq_queue *q, uint16_t tag, int32_t res)
+/* For Python, which logs it. */
+static void note_error(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		       int32_t res)
 {
-	if (q->ios[tag].way == UQ_REGISTERED)
-		data_unregister(q, tag);
-	drv_commit(q, tag, res);
-}
-
-static void commit_error(struct uq_queue *q, uint16_t tag, int32_t res)
-{
-	const struct ublksrv_io_desc *iod = iod_of(q, tag);
-
 	q->errors++;
 	q->error_op = iod_op(iod);
 	q->error_res = res;
@@ -31,34 +24,19 @@ static void commit_error(struct uq_queue *q, uint16_t tag, int32_t res)
 	/* The 1st, 2nd, 4th, 8th ...: a failing disk must not flood the log. */
 	if (!(q->errors & (q->errors - 1)))
 		q->report = true;
-	commit(q, tag, res);
-}
-
-/*
- * The only place where results are made. A short count would be taken for
- * success by Linux 7.3, so it is all bytes or an errno; ops without data
- * answer 0.
- */
-static void commit_result(struct uq_queue *q, uint16_t tag)
-{
-	const struct ublksrv_io_desc *iod = iod_of(q, tag);
-
-	if (q->ios[tag].error)
-		commit_error(q, tag, q->ios[tag].error);
-	else
-		commit(q, tag,
-		       moves_data(iod_op(iod)) ? (int32_t)iod_bytes(iod) : 0);
 }
 
 /* -- from step to step ----------------------------------------------------- */
 
-static void serve(struct uq_queue *q, struct uq_piece *p);
+static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		  struct uq_piece *p);
 
 static void begin_step(struct uq_piece *p, enum uq_step step)
 {
 	p->step = (uint8_t)step;
 	p->done = 0;
 	p->retries = 0;
+	p->mode = 0;
 }
 
 /* Whether it has to be copied between the driver and our memory, and by us. */
@@ -85,16 +63,17 @@ static void ask(struct uq_queue *q, struct uq_piece *p, enum uq_step step)
 }
 
 /* The data of a WRITE is there. */
-static void act(struct uq_queue *q, struct uq_piece *p)
+static void act(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		struct uq_piece *p)
 {
 	switch ((enum um_kind)p->kind) {
 	case UM_FILE:
 		begin_step(p, UQ_BACKING);
-		back_start(q, p);
+		back_submit(q, iod, p);
 		break;
 	case UM_MEMORY: /* a WRITE's went there */
 		p->pos += p->len;
-		serve(q, p);
+		serve(q, iod, p);
 		break;
 	default:
 		ask(q, p, UQ_ASKED);
@@ -102,38 +81,41 @@ static void act(struct uq_queue *q, struct uq_piece *p)
 }
 
 /* The len bytes are through, and the data of a READ is here. */
-static void acted(struct uq_queue *q, struct uq_piece *p)
+static void acted(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		  struct uq_piece *p)
 {
-	if (iod_op(iod_of(q, p->tag)) == UBLK_IO_OP_READ && copies(q, p)) {
+	if (iod_op(iod) == UBLK_IO_OP_READ && copies(q, p)) {
 		begin_step(p, UQ_PUSH);
 		data_copy(q, p);
 		return;
 	}
 	p->pos += p->len;
-	serve(q, p);
+	serve(q, iod, p);
 }
 
-static void launch(struct uq_queue *q, struct uq_piece *p)
+static inline void launch(struct uq_queue *q,
+			  const struct ublksrv_io_desc *iod, struct uq_piece *p)
 {
 	bool copied = copies(q, p);
 
-	if (copied && iod_op(iod_of(q, p->tag)) == UBLK_IO_OP_WRITE) {
+	if (copied && iod_op(iod) == UBLK_IO_OP_WRITE) {
 		begin_step(p, UQ_PULL);
 		data_copy(q, p);
 	} else if (copied && (p->kind == UM_ZERO || p->kind == UM_MEMORY)) {
-		acted(q, p); /* the data of a READ was there at once */
+		acted(q, iod, p); /* the data of a READ was there at once */
 	} else {
-		act(q, p);
+		act(q, iod, p);
 	}
 }
 
-static void failed(struct uq_queue *q, struct uq_piece *p, int32_t res)
+static void failed(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		   struct uq_piece *p, int32_t res)
 {
 	struct uq_io *io = &q->ios[p->tag];
 
 	if (!io->error)
 		io->error = res;
-	serve(q, p);
+	serve(q, iod, p);
 }
 
 /* -- where the bytes live -------------------------------------------------- */
@@ -141,16 +123,11 @@ static void failed(struct uq_queue *q, struct uq_piece *p, int32_t res)
 /* The ops that have a place, as the map counts them. */
 static inline enum um_op map_op(uint32_t op)
 {
-	switch (op) {
-	case UBLK_IO_OP_READ:
-		return UM_READ;
-	case UBLK_IO_OP_WRITE:
-		return UM_WRITE;
-	case UBLK_IO_OP_DISCARD:
-		return UM_DISCARD;
-	default:
-		return UM_WRITE_ZEROES;
-	}
+	_Static_assert(UBLK_IO_OP_READ == (int)UM_READ &&
+		       UBLK_IO_OP_WRITE == (int)UM_WRITE, "one numbering");
+	if (moves_data(op))
+		return (enum um_op)op;
+	return op == UBLK_IO_OP_DISCARD ? UM_DISCARD : UM_WRITE_ZEROES;
 }
 
 /* What a FLUSH does about the file number pos of those that it is about. */
@@ -168,21 +145,25 @@ static void look_up_flush(const struct um_flush *flush, const struct uq_piece *p
 	}
 }
 
-/* Its end is counted from the request's start. */
-static void look_up(const struct uq_queue *q, const struct uq_piece *p,
-		    struct um_hit *hit)
+/* Finds the place of the next bytes of a piece; the -errno of one that fails. */
+static inline int32_t look_up(const struct uq_queue *q,
+			      const struct ublksrv_io_desc *iod,
+			      struct uq_piece *p)
 {
-	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
 	uint64_t start = iod->start_sector << SECTOR_SHIFT;
+	struct um_hit hit;
 
-	if (iod_op(iod) == UBLK_IO_OP_FLUSH) {
-		look_up_flush(q->view->flush, p, hit);
-		return;
+	if (__builtin_expect(iod_op(iod) == UBLK_IO_OP_FLUSH, 0)) {
+		look_up_flush(q->view->flush, p, &hit);
+	} else {
+		um_lookup(q->view, start + p->pos, map_op(iod_op(iod)), &hit);
+		hit.end -= start;
 	}
-	um_lookup(q->view, start + p->pos, map_op(iod_op(iod)), hit);
-	hit->end -= start;
-	if (hit->end > p->end)
-		hit->end = p->end;
+	p->kind = hit.kind;
+	p->slot = hit.slot;
+	p->offset = hit.offset;
+	p->len = (hit.end < p->end ? hit.end : p->end) - p->pos;
+	return hit.error;
 }
 
 /* A spare piece for what follows the first len bytes; NULL if there is none. */
@@ -214,8 +195,10 @@ static void drop_piece(struct uq_queue *q, struct uq_piece *p)
 }
 
 /* What memory of ours has to do with it; a READ's or WRITE's way is without it. */
-static void use_memory(struct uq_queue *q, struct uq_piece *p, uint32_t op)
+static void use_memory(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		       struct uq_piece *p)
 {
+	uint32_t op = iod_op(iod);
 	unsigned char *mem = piece_buf(q, p);
 	unsigned char *buf = q->ios[p->tag].buf + p->pos;
 
@@ -223,16 +206,18 @@ static void use_memory(struct uq_queue *q, struct uq_piece *p, uint32_t op)
 		memset(mem, 0, p->len);
 	else if (op == UBLK_IO_OP_WRITE)
 		memmove(mem, buf, p->len);
-	else if (q->opt.data == UQ_GET_DATA && p->len == iod_bytes(iod_of(q, p->tag)))
+	else if (q->opt.data == UQ_GET_DATA && p->len == iod_bytes(iod))
 		q->ios[p->tag].buf = mem; /* the driver takes it from there */
 	else
 		memmove(buf, mem, p->len);
 }
 
 /* Whether that was all. */
-static bool serve_at_once(struct uq_queue *q, struct uq_piece *p)
+static inline bool serve_at_once(struct uq_queue *q,
+				 const struct ublksrv_io_desc *iod,
+				 struct uq_piece *p)
 {
-	uint32_t op = iod_op(iod_of(q, p->tag));
+	uint32_t op = iod_op(iod);
 
 	switch ((enum um_kind)p->kind) {
 	case UM_NULL:
@@ -244,7 +229,13 @@ static bool serve_at_once(struct uq_queue *q, struct uq_piece *p)
 	case UM_MEMORY:
 		if (moves_data(op) && copies(q, p))
 			return false;
-		use_memory(q, p, op);
+		use_memory(q, iod, p);
+		return true;
+	case UM_FILE:
+		if (!q->view->files[p->slot].in_memory || !moves_data(op) ||
+		    q->ios[p->tag].way != UQ_IN_BUFFER)
+			return false;
+		back_at_once(q, iod, p);
 		return true;
 	default:
 		return false;
@@ -252,62 +243,64 @@ static bool serve_at_once(struct uq_queue *q, struct uq_piece *p)
 }
 
 /*
+ * The only place where results are made. A short count would be taken for
+ * success by Linux 7.3, so it is all bytes or an errno; ops without data
+ * answer 0.
+ */
+static inline void commit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+			  uint16_t tag)
+{
+	const struct uq_io *io = &q->ios[tag];
+	int32_t res = moves_data(iod_op(iod)) ? (int32_t)iod_bytes(iod) : 0;
+
+	if (__builtin_expect(io->error, 0)) {
+		res = io->error;
+		note_error(q, iod, res);
+	}
+	if (io->way == UQ_REGISTERED)
+		data_unregister(q, tag);
+	drv_commit(q, tag, res);
+}
+
+/*
  * Sees to [pos, end) of a piece: answers what can be answered at once, and sends
  * the rest on its way, in as many pieces as there are places and spares. Without
  * a spare, it goes on when its first place is through.
  */
-static void serve(struct uq_queue *q, struct uq_piece *p)
+static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		  struct uq_piece *p)
 {
 	uint16_t tag = p->tag;
 	struct uq_io *io = &q->ios[tag];
 
-	while (p) {
+	while (p->pos != p->end && !io->error) {
 		struct uq_piece *rest;
-		struct um_hit hit;
 
-		if (p->pos == p->end || io->error) {
-			drop_piece(q, p);
+		io->error = look_up(q, iod, p);
+		if (io->error)
 			break;
+		if (serve_at_once(q, iod, p)) {
+			p->pos += p->len;
+			continue;
 		}
-		look_up(q, p, &hit);
-		p->kind = hit.kind;
-		p->slot = hit.slot;
-		p->offset = hit.offset;
-		p->len = hit.end - p->pos;
-		if (hit.kind == UM_ERROR) {
-			io->error = hit.error;
-		} else if (serve_at_once(q, p)) {
-			p->pos = hit.end;
-		} else {
-			rest = split(q, p);
-			launch(q, p);
-			p = rest;
-		}
+		rest = split(q, p);
+		launch(q, iod, p);
+		if (!rest)
+			return;
+		p = rest;
 	}
+	drop_piece(q, p);
 	if (!io->pending)
-		commit_result(q, tag);
+		commit(q, iod, tag);
 }
 
 /* -- the beginning --------------------------------------------------------- */
 
-/* The descriptor is there, and the data as far as the driver brings it. */
-static void begin(struct uq_queue *q, uint16_t tag)
+static void begin_without_data(struct uq_queue *q,
+			       const struct ublksrv_io_desc *iod,
+			       struct uq_piece *p)
 {
-	const struct ublksrv_io_desc *iod = iod_of(q, tag);
-	struct uq_piece *p = &q->pieces[tag];
-	struct uq_io *io = &q->ios[tag];
-
-	io->pending = 1;
-	io->way = UQ_IN_BUFFER;
-	p->pos = 0;
-	p->end = iod_bytes(iod);
 	switch (iod_op(iod)) {
-	case UBLK_IO_OP_READ:
-	case UBLK_IO_OP_WRITE:
-		if (p->end > q->opt.buf_bytes)
-			io->error = -EIO;
-		io->way = data_way(q, iod);
-		break;
 	case UBLK_IO_OP_FLUSH:
 		p->end = q->view->flush->kind == UM_FILE ? q->view->flush->nr :
 							   1;
@@ -316,9 +309,52 @@ static void begin(struct uq_queue *q, uint16_t tag)
 	case UBLK_IO_OP_WRITE_ZEROES:
 		break;
 	default:
-		io->error = -EOPNOTSUPP;
+		q->ios[p->tag].error = -EOPNOTSUPP;
 	}
-	serve(q, p);
+}
+
+/*
+ * The descriptor is there, and the data as far as the driver brings it. Most are
+ * in one place as a whole.
+ */
+static void begin(struct uq_queue *q, uint16_t tag)
+{
+	const struct ublksrv_io_desc *iod = iod_of(q, tag);
+	uint64_t start = iod->start_sector << SECTOR_SHIFT;
+	struct uq_piece *p = &q->pieces[tag];
+	struct uq_io *io = &q->ios[tag];
+	uint64_t bytes = iod_bytes(iod);
+	struct um_hit hit;
+
+	p->pos = 0;
+	p->end = bytes;
+	io->pending = 1;
+	io->way = UQ_IN_BUFFER;
+	if (!moves_data(iod_op(iod))) {
+		begin_without_data(q, iod, p);
+		serve(q, iod, p);
+		return;
+	}
+	io->way = data_way(q, iod);
+	if (bytes > q->opt.buf_bytes)
+		io->error = -EIO;
+	um_lookup(q->view, start, (enum um_op)iod_op(iod), &hit);
+	if (hit.end - start < bytes || hit.error || io->error) {
+		serve(q, iod, p);
+		return;
+	}
+	if (hit.kind == UM_NULL) {
+		drv_commit(q, tag, (int32_t)bytes);
+		return;
+	}
+	p->kind = hit.kind;
+	p->slot = hit.slot;
+	p->offset = hit.offset;
+	p->len = bytes;
+	if (serve_at_once(q, iod, p))
+		commit(q, iod, tag);
+	else
+		launch(q, iod, p);
 }
 
 /*
@@ -328,19 +364,18 @@ static void begin(struct uq_queue *q, uint16_t tag)
  */
 static void take_data(struct uq_queue *q, uint16_t tag)
 {
+	const struct ublksrv_io_desc *iod = iod_of(q, tag);
 	struct uq_piece *p = &q->pieces[tag];
-	struct um_hit hit;
 
 	p->pos = 0;
-	p->end = iod_bytes(iod_of(q, tag));
-	p->len = p->end;
-	look_up(q, p, &hit);
-	if (hit.end == p->end && hit.kind == UM_UPCALL_EARLY) {
+	p->end = iod_bytes(iod);
+	look_up(q, iod, p); /* what fails there will do so with its data */
+	if (p->len == p->end && p->kind == UM_UPCALL_EARLY) {
 		ask(q, p, UQ_ASKED_EARLY);
 		return;
 	}
-	if (hit.end == p->end && hit.kind == UM_MEMORY)
-		q->ios[tag].buf = (unsigned char *)(uintptr_t)hit.offset;
+	if (p->len == p->end && p->kind == UM_MEMORY)
+		q->ios[tag].buf = piece_buf(q, p);
 	data_get(q, tag);
 }
 
@@ -358,16 +393,18 @@ void req_start(struct uq_queue *q, uint16_t tag, bool wants_data)
 
 static void copy_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
 {
+	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
+
 	res = count(p, res);
 	if (!res) {
 		data_copy(q, p);
 	} else if (res < 0) {
-		failed(q, p, res);
+		failed(q, iod, p, res);
 	} else if (p->step == UQ_PULL) {
-		act(q, p);
+		act(q, iod, p);
 	} else {
 		p->pos += p->len;
-		serve(q, p);
+		serve(q, iod, p);
 	}
 }
 
@@ -383,11 +420,13 @@ static void got_data(struct uq_queue *q, uint16_t tag, int32_t res)
 
 static void backing_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
 {
-	res = back_done(q, p, res);
+	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
+
+	res = back_done(q, iod, p, res);
 	if (res < 0)
-		failed(q, p, res);
+		failed(q, iod, p, res);
 	else if (res)
-		acted(q, p);
+		acted(q, iod, p);
 }
 
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
@@ -403,7 +442,7 @@ void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
 			break;
 		}
 		p->retries++;
-		back_submit(q, p);
+		back_submit(q, iod_of(q, p->tag), p);
 		break;
 	case UQ_PULL:
 	case UQ_PUSH:
@@ -435,9 +474,9 @@ void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res)
 		q->ios[p->tag].error = res;
 		data_get(q, p->tag);
 	} else if (res < 0) {
-		failed(q, p, res);
+		failed(q, iod_of(q, p->tag), p, res);
 	} else {
-		acted(q, p);
+		acted(q, iod_of(q, p->tag), p);
 	}
 }
 
@@ -446,5 +485,5 @@ void req_retry(struct uq_queue *q, struct uq_piece *p)
 	if (p->step == UQ_ASKED_EARLY)
 		take_data(q, p->tag);
 	else
-		serve(q, p);
+		serve(q, iod_of(q, p->tag), p);
 }

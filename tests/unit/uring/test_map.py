@@ -83,7 +83,7 @@ class Model:
 
 def new_map(nr_sectors: int) -> Map:
     target_map = Map(nr_sectors * 512)
-    assert [target_map.add_file(10 + i, i == 2) for i in range(3)] == [0, 1, 2]
+    assert [target_map.add_file(10 + i, is_block_device=i == 2) for i in range(3)] == [0, 1, 2]
     return target_map
 
 
