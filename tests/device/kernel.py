@@ -77,6 +77,24 @@ def kernel_loop(file: Path, *options: str) -> Iterator[Path]:
 
 
 @contextmanager
+def null_block(scratch: Path, name: str, **settings: str) -> Iterator[Path]:
+    """A block device of the kernel's null_blk driver, which can be memory, slow, or bad in parts."""
+    load_module("configfs")
+    load_module("null_blk", "nr_devices=0")
+    with mounted("none", scratch / "config", "-t", "configfs") as config:
+        folder = config / "nullb" / name
+        folder.mkdir()
+        try:
+            for key, value in settings.items():
+                (folder / key).write_text(value)
+            (folder / "power").write_text("1")
+            node = Path(f"/dev/nullb{(folder / 'index').read_text().strip()}")
+            yield node if node.exists() else Path("/dev") / name
+        finally:
+            folder.rmdir()
+
+
+@contextmanager
 def mounted(source: Path | str, point: Path, *options: str) -> Iterator[Path]:
     """A file system, unmounted at the end of the block if it still is mounted."""
     point.mkdir(exist_ok=True)

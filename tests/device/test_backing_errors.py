@@ -112,30 +112,13 @@ def test_a_sparse_image_on_a_nearly_full_disk_is_warned_about(
 
 
 def test_bad_blocks_of_the_backing_are_bad_blocks_of_the_device(devices: Devices, scratch: Path) -> None:
-    kernel.load_module("configfs")
-    kernel.load_module("null_blk", "nr_devices=0")
-    with kernel.mounted("none", scratch / "config", "-t", "configfs") as config:
-        folder = config / "nullb" / "bad"
-        folder.mkdir()
-        try:
-            for name, value in (
-                ("memory_backed", "1"),
-                ("size", "8"),
-                ("blocksize", "512"),
-                ("badblocks", "+2048-2055"),
-            ):
-                (folder / name).write_text(value)
-            (folder / "power").write_text("1")
-            node = Path(f"/dev/nullb{(folder / 'index').read_text().strip()}")
-            if not node.exists():
-                node = Path("/dev/bad")
-            device = devices.loop(node)
-            disk.write(device.node, 0, disk.pattern(MIB))
-            assert disk.read(device.node, 0, MIB) == disk.pattern(MIB)
-            for start, length in ((MIB, 512), (MIB - 4 * KIB, 8 * KIB)):
-                with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-                    disk.read(device.node, start, length)
-            assert disk.read(device.node, 2 * MIB, 4 * KIB) == bytes(4 * KIB)
-            devices.remove(device)
-        finally:
-            folder.rmdir()
+    settings = {"memory_backed": "1", "size": "8", "blocksize": "512", "badblocks": "+2048-2055"}
+    with kernel.null_block(scratch, "bad", **settings) as node:
+        device = devices.loop(node)
+        disk.write(device.node, 0, disk.pattern(MIB))
+        assert disk.read(device.node, 0, MIB) == disk.pattern(MIB)
+        for start, length in ((MIB, 512), (MIB - 4 * KIB, 8 * KIB)):
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                disk.read(device.node, start, length)
+        assert disk.read(device.node, 2 * MIB, 4 * KIB) == bytes(4 * KIB)
+        devices.remove(device)

@@ -6,7 +6,9 @@ import errno
 import logging
 import mmap
 import os
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,8 @@ from ublkpy.uring.mode import MODES
 from ublkpy.uring.queue import Request
 from ublkpy.uring.uapi import Op
 
-from . import disk, load
-from .devices import MIB, Device, Devices
+from . import disk, kernel, load
+from .devices import MIB, Device, Devices, until
 
 SIZE = 8 * MIB
 
@@ -314,3 +316,55 @@ def test_a_write_goes_where_the_target_wants_it(devices: Devices, scratch: Path,
     load.verify(
         device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-64k", "--offset=1m", "--size=7m"
     )
+
+
+def test_waiting_for_what_is_on_its_way(devices: Devices, scratch: Path, mode: str) -> None:
+    """A read of a slow disk is on its way when the map changes below it: that can be waited for."""
+    maps: list[Map] = []
+    say = logging.getLogger("test").info
+
+    def change() -> None:
+        maps[0].replace([Extent(0, MIB, Routing.all(Zero()))])
+        maps[0].drain(MIB, MIB, 10)
+        say("another range: at once")
+        with pytest.raises(TimeoutError, match="requests that are under way"):
+            maps[0].drain(0, MIB, 0.1)
+        say("too soon: TimeoutError")
+        maps[0].drain(0, 512, 10)
+        say("this range: drained")
+
+    def answer(requests: Sequence[Request]) -> None:
+        begin = any(request.offset == 5 * MIB + 4096 for request in requests)
+        for request in requests:
+            request.done()
+        if begin:
+            with pytest.raises(OSError, match="requests that are under way") as caught:
+                maps[0].drain(0, MIB, 10)
+            assert caught.value.errno == errno.EDEADLK
+            threading.Thread(target=change).start()
+
+    log = scratch / "log"
+    settings = {"size": str(SIZE // MIB), "irqmode": "2", "completion_nsec": "1000000000"}
+    with kernel.null_block(scratch, "slow", **settings) as node, ThreadPoolExecutor() as pool:
+        fd = os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)  # past the page cache
+
+        def make(size: int) -> Map:
+            made = Map(size)
+            slow = Routing.all(File(made.add_file(fd, is_block_device=True)))
+            made.replace([Extent(0, MIB, slow), Extent(MIB, size - MIB, Routing.all(Upcall()))])
+            maps.append(made)
+            return made
+
+        device = serve(devices, Mapped(make, answer), mode, log=log, queues=2)
+        slow = pool.submit(disk.read, device.node, 0, 4096)
+        inflight = Path(f"/sys/block/{device.node.name}/inflight")
+        until(lambda: inflight.read_text().split()[0] == "1", "the slow read is on its way")
+        disk.read(device.node, 5 * MIB + 4096, 4096)
+        until(lambda: "TimeoutError" in log.read_text(), "what need not wait has not waited")
+        assert not slow.done()
+        assert "drained" not in log.read_text()
+        slow.result(10)
+        until(lambda: "this range: drained" in log.read_text(), "the range is drained")
+        assert disk.read(device.node, 0, 4096) == bytes(4096)
+        devices.remove(device)
+        os.close(fd)

@@ -7,7 +7,7 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 
 from cffi import FFI
 
-ENGINE = ("queue.c", "driver.c", "data.c", "request.c", "backing.c")
+ENGINE = ("queue.c", "driver.c", "data.c", "request.c", "backing.c", "drain.c")
 SOURCES = ("ring.c", *ENGINE, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
 HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "engine.h", "map.h", "map_private.h")
 
@@ -254,11 +254,13 @@ int um_walk(struct um_map *map, uint64_t pos, struct um_extent *extents,
             uint32_t nr);
 void um_get_stats(struct um_map *map, struct um_stats *stats);
 int um_synchronize(struct um_map *map, uint32_t timeout_ms);
+int um_drain(struct um_map *map, uint64_t start, uint64_t end,
+             uint32_t timeout_ms);
 
 int um_check(struct um_map *map);
 uint64_t um_probe(struct um_map *map, const uint64_t *pos, uint32_t nr,
                   uint64_t rounds);
-void um_reader_add(struct um_map *map, struct um_reader *reader);
+void um_reader_add(struct um_map *map, struct um_reader *reader, int wake_fd);
 void um_reader_remove(struct um_reader *reader);
 void um_reader_enter(struct um_reader *r);
 void um_reader_leave(struct um_reader *r);

@@ -30,6 +30,7 @@ enum uq_from {
 	FROM_PIECE,
 	FROM_BATCH_FETCH,
 	FROM_BATCH_COMMIT,
+	FROM_WAKE,		/* the eventfd */
 	FROM_NOBODY,		/* seen only if it fails */
 };
 
@@ -234,5 +235,15 @@ void req_start(struct uq_queue *q, uint16_t tag, bool wants_data);
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res);
 void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res);
 void req_retry(struct uq_queue *q, struct uq_piece *p);
+
+/* drain.c: who waits until what is on its way in a range is through (um_drain()) */
+
+/* Has the ring say when somebody comes. */
+void drain_listen(struct uq_queue *q);
+void drain_begin(struct uq_queue *q);
+/* A piece that drains has left its place. */
+void drain_leave(struct uq_queue *q, struct uq_piece *p);
+/* Once none is left. */
+void drain_end(struct uq_queue *q);
 
 #endif

@@ -26,6 +26,7 @@ struct io_uring_sqe {
 	union {
 		uint32_t rw_flags;
 		uint32_t fsync_flags;
+		uint32_t poll32_events;	/* its halves in little-endian order */
 		uint32_t cancel_flags;
 		uint32_t uring_cmd_flags;
 	};
@@ -143,6 +144,7 @@ struct io_uring_rsrc_register {
 #define IORING_OP_FSYNC			3
 #define IORING_OP_READ_FIXED		4
 #define IORING_OP_WRITE_FIXED		5
+#define IORING_OP_POLL_ADD		6
 #define IORING_OP_ASYNC_CANCEL		14
 #define IORING_OP_FALLOCATE		17
 #define IORING_OP_READ			22

@@ -136,12 +136,22 @@ struct um_map;
 
 /*
  * Owner: the caller embeds it; the map links it from um_reader_add() to
- * um_reader_remove(). Entered and left by one thread.
+ * um_reader_remove(). Added, entered and left by one thread.
  */
 struct um_reader {
 	struct um_map *map;
 	struct um_reader *next;
 	uint64_t seen;		/* the epoch it entered in; 0: outside */
+	uint64_t drained;	/* number of the last drain it has seen to */
+	pthread_t thread;
+	int wake_fd;		/* borrowed eventfd; -1: nothing to drain here */
+};
+
+/* Somebody waits for what is on its way in [start, end). */
+struct um_drain {
+	uint64_t nr;		/* counts them, from 1 on */
+	uint64_t start;		/* bytes */
+	uint64_t end;
 };
 
 /* A table that readers index while it grows. Owner: the map, then the dead. */
@@ -157,6 +167,8 @@ struct um_map {
 	uint64_t epoch;			/* counts publications, from 1 on */
 	pthread_mutex_t lock;
 	struct um_reader *readers;
+	struct um_drain drain;		/* the last one */
+	uint8_t draining;		/* it is not over */
 	struct um_table *routings;
 	struct um_table *files;
 	struct um_flush *flush;		/* that of the current view */
@@ -214,7 +226,7 @@ void um_get_stats(struct um_map *map, struct um_stats *stats);
 /* For tests: -EUCLEAN when the tree breaks one of its own rules. */
 int um_check(struct um_map *map);
 
-void um_reader_add(struct um_map *map, struct um_reader *reader);
+void um_reader_add(struct um_map *map, struct um_reader *reader, int wake_fd);
 /* The reader must be outside. */
 void um_reader_remove(struct um_reader *reader);
 
@@ -225,6 +237,18 @@ void um_reader_remove(struct um_reader *reader);
  * for itself.
  */
 int um_synchronize(struct um_map *map, uint32_t timeout_ms);
+
+/*
+ * Waits until all that the readers looked up before, in [start, end), has been
+ * through: until then, I/O may go to where the map said. -ETIMEDOUT after
+ * timeout_ms; -EDEADLK in the thread of a reader, which would wait for itself.
+ * One at a time; others wait for their turn.
+ */
+int um_drain(struct um_map *map, uint64_t start, uint64_t end,
+	     uint32_t timeout_ms);
+/* For a reader, once wake_fd says so: the last drain; and that it is done. */
+struct um_drain um_last_drain(const struct um_reader *reader);
+void um_drained(struct um_reader *reader, uint64_t nr);
 
 /*
  * For tests and measurements: in each round, looks up all nr positions for READ

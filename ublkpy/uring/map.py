@@ -135,6 +135,15 @@ class Map:
         """
         check(lib.um_synchronize(self.c, int(timeout * 1000)), "queues that look at the old map")
 
+    def drain(self, start: int, length: int, timeout: float) -> None:
+        """Wait until native I/O that went by an older state of the map, in these bytes, is through.
+
+        After ``replace``: then nothing touches the old places of these bytes any more. What a queue has handed to
+        Python does not count. TimeoutError after so many seconds; OSError (EDEADLK) in the thread of a queue, which
+        would wait for itself.
+        """
+        check(lib.um_drain(self.c, start, start + length, int(timeout * 1000)), "requests that are under way")
+
     def close(self) -> None:
         """Free it; OSError (EBUSY) while a queue reads it. Nobody else may use it any more. The files stay open."""
         if self.c is not None:

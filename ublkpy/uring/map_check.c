@@ -79,7 +79,7 @@ uint64_t um_probe(struct um_map *map, const uint64_t *pos, uint32_t nr,
 	struct um_reader reader;
 	uint64_t mixed = 0;
 
-	um_reader_add(map, &reader);
+	um_reader_add(map, &reader, -1);
 	for (uint64_t round = 0; round < rounds; round++) {
 		const struct um_view *view;
 		struct um_hit first, hit;

@@ -3,6 +3,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "map_private.h"
 
@@ -57,10 +58,16 @@ void um_bury(struct um_map *map, struct um_dead *dead)
 	map->nr_dead++;
 }
 
-void um_reader_add(struct um_map *map, struct um_reader *reader)
+void um_reader_add(struct um_map *map, struct um_reader *reader, int wake_fd)
 {
 	pthread_mutex_lock(&map->lock);
-	*reader = (struct um_reader){ .map = map, .next = map->readers };
+	*reader = (struct um_reader){
+		.map = map,
+		.next = map->readers,
+		.drained = map->drain.nr,
+		.thread = pthread_self(),
+		.wake_fd = wake_fd,
+	};
 	map->readers = reader;
 	pthread_mutex_unlock(&map->lock);
 }
@@ -86,30 +93,98 @@ static uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
+/* A while without the lock, longer each time; false when the time is up. */
+static bool pause_unlocked(struct um_map *map, struct timespec *pause,
+			   uint64_t deadline)
+{
+	pthread_mutex_unlock(&map->lock);
+	nanosleep(pause, NULL);
+	if (pause->tv_nsec < 1000000)
+		pause->tv_nsec *= 2;
+	pthread_mutex_lock(&map->lock);
+	return now_ns() < deadline;
+}
+
 int um_synchronize(struct um_map *map, uint32_t timeout_ms)
 {
 	uint64_t deadline = now_ns() + timeout_ms * 1000000ULL, epoch;
 	struct timespec pause = { .tv_nsec = 20000 };
-	bool passed;
+	int ret = 0;
 
 	pthread_mutex_lock(&map->lock);
 	epoch = map->epoch + 1;
 	/* Release: whoever enters with this epoch sees the current view. */
 	__atomic_store_n(&map->epoch, epoch, __ATOMIC_RELEASE);
-	for (;;) {
-		passed = oldest_seen(map) >= epoch;
-		if (passed)
-			um_reclaim(map);
-		pthread_mutex_unlock(&map->lock);
-		if (passed)
-			return 0;
-		if (now_ns() >= deadline)
-			return -ETIMEDOUT;
-		nanosleep(&pause, NULL);
-		if (pause.tv_nsec < 1000000)
-			pause.tv_nsec *= 2;
-		pthread_mutex_lock(&map->lock);
+	while (!ret && oldest_seen(map) < epoch)
+		if (!pause_unlocked(map, &pause, deadline))
+			ret = -ETIMEDOUT;
+	um_reclaim(map);
+	pthread_mutex_unlock(&map->lock);
+	return ret;
+}
+
+static bool is_drained(const struct um_map *map)
+{
+	for (const struct um_reader *r = map->readers; r; r = r->next)
+		if (r->wake_fd >= 0 && r->drained < map->drain.nr)
+			return false;
+	return true;
+}
+
+/* Puts the question to all readers. */
+static int ask_to_drain(struct um_map *map, uint64_t start, uint64_t end)
+{
+	const uint64_t one = 1;
+
+	for (struct um_reader *r = map->readers; r; r = r->next)
+		if (r->wake_fd >= 0 && pthread_equal(r->thread, pthread_self()))
+			return -EDEADLK;
+	map->drain = (struct um_drain){ map->drain.nr + 1, start, end };
+	for (struct um_reader *r = map->readers; r; r = r->next)
+		if (r->wake_fd >= 0 &&
+		    write(r->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+			return -errno;
+	return 0;
+}
+
+int um_drain(struct um_map *map, uint64_t start, uint64_t end,
+	     uint32_t timeout_ms)
+{
+	uint64_t deadline = now_ns() + timeout_ms * 1000000ULL;
+	struct timespec pause = { .tv_nsec = 20000 };
+	int ret = 0;
+
+	pthread_mutex_lock(&map->lock);
+	while (!ret && map->draining)
+		if (!pause_unlocked(map, &pause, deadline))
+			ret = -ETIMEDOUT;
+	if (!ret) {
+		map->draining = true;
+		ret = ask_to_drain(map, start, end);
+		while (!ret && !is_drained(map))
+			if (!pause_unlocked(map, &pause, deadline))
+				ret = -ETIMEDOUT;
+		map->draining = false;
 	}
+	pthread_mutex_unlock(&map->lock);
+	return ret;
+}
+
+struct um_drain um_last_drain(const struct um_reader *reader)
+{
+	struct um_drain drain;
+
+	pthread_mutex_lock(&reader->map->lock);
+	drain = reader->map->drain;
+	pthread_mutex_unlock(&reader->map->lock);
+	return drain;
+}
+
+void um_drained(struct um_reader *reader, uint64_t nr)
+{
+	pthread_mutex_lock(&reader->map->lock);
+	reader->drained = nr;
+	pthread_mutex_unlock(&reader->map->lock);
 }
 
 void um_lookup_tree(const struct um_view *v, uint64_t pos, enum um_op op,

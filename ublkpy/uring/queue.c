@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -38,6 +39,9 @@ static void handle_cqe(struct uq_queue *q, const struct io_uring_cqe *cqe)
 	case FROM_BATCH_COMMIT:
 		drv_committed(q, nr, cqe->res);
 		break;
+	case FROM_WAKE:
+		drain_begin(q);
+		break;
 	case FROM_NOBODY: /* whoever needed it fails in his turn */
 		break;
 	}
@@ -65,6 +69,8 @@ int uq_run(struct uq_queue *q)
 		int ret;
 
 		drv_send(q);
+		if (q->draining && !q->drain_left)
+			drain_end(q);
 		/* Without a fetch, nothing else need come. */
 		ret = ur_submit_and_wait(&q->ring,
 					 1 + (q->live ? q->expected : 0));
@@ -185,6 +191,7 @@ static int make_tables(struct uq_queue *q)
 		q->pieces[tag].tag = (uint16_t)tag;
 		q->ios[tag].buf = tag_buf(q, (uint16_t)tag);
 	}
+	q->nr_pieces = depth + spares;
 	q->asked = -1;
 	q->free_piece = -1;
 	for (uint32_t nr = depth + spares; nr-- > depth;) {
@@ -238,10 +245,13 @@ int uq_init(struct uq_queue *q, const struct uq_options *opt,
 
 	memset(q, 0, sizeof(*q));
 	q->ring.fd = -1;
+	q->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (q->wake_fd < 0)
+		return -errno;
 	q->opt = *opt;
 	q->way = data_usual_way(opt->data);
 	q->map = map;
-	um_reader_add(map, &q->reader);
+	um_reader_add(map, &q->reader, q->wake_fd);
 	ret = map_memory(q);
 	if (!ret)
 		ret = make_tables(q);
@@ -253,6 +263,8 @@ int uq_init(struct uq_queue *q, const struct uq_options *opt,
 		ret = drv_start(q);
 	if (ret)
 		uq_exit(q);
+	else
+		drain_listen(q);
 	return ret;
 }
 
@@ -260,8 +272,10 @@ void uq_exit(struct uq_queue *q)
 {
 	ur_ring_exit(&q->ring);
 	drv_exit(q);
-	if (q->map)
+	if (q->map) {
 		um_reader_remove(&q->reader);
+		close(q->wake_fd);
+	}
 	q->map = NULL;
 	if (q->iods)
 		munmap((void *)(uintptr_t)q->iods, q->iods_len);

@@ -11,6 +11,7 @@
  *   data.c      how their data gets from the driver into our memory and back
  *   request.c   a request on its way: data in, pieces at the backing, data out
  *   backing.c   a piece at the file behind it
+ *   drain.c     telling who waits for it that a range has nothing in flight
  *   engine.h    what these share
  *
  * A queue belongs to one thread: uq_init(), uq_run() and uq_exit() are called
@@ -74,6 +75,7 @@ struct uq_io {
 
 /* What a piece is waiting for. */
 enum uq_step {
+	UQ_IDLE,		/* nothing: it has no part in a request */
 	UQ_BACKING,		/* the op itself, at the backing */
 	UQ_PULL,		/* a WRITE's data, from the driver to the buffer */
 	UQ_PUSH,		/* a READ's data, from the buffer to the driver */
@@ -99,6 +101,7 @@ struct uq_piece {
 	uint16_t retries;
 	uint8_t step;		/* enum uq_step */
 	uint8_t kind;		/* enum um_kind: who answers for len bytes */
+	uint8_t drains;		/* somebody waits for the end of this step */
 	int32_t next;		/* list of unused or asked pieces; -1 ends it */
 } __attribute__((aligned(64)));
 
@@ -144,10 +147,15 @@ struct uq_queue {
 	size_t bufs_len;
 	struct uq_io *ios;			/* one for each tag */
 	struct uq_piece *pieces;		/* the first of each tag, then spares */
+	uint32_t nr_pieces;
 	int32_t free_piece;			/* first unused spare */
 	int32_t asked;				/* first piece for Python */
 	int32_t last_asked;
 	struct uq_batch batch;
+	int wake_fd;		/* eventfd; owned */
+	uint8_t draining;	/* for number drain_nr, drain_left pieces */
+	uint64_t drain_nr;
+	uint32_t drain_left;
 	uint32_t expected;	/* CQEs that come at once and need no waiting */
 	uint32_t live;		/* tags, or batch fetches, not yet taken back */
 	uint32_t in_hand;	/* requests of ours in batch mode */

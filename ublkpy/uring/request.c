@@ -48,10 +48,26 @@ static inline bool copies(const struct uq_queue *q, const struct uq_piece *p)
 	       (io->way > UQ_COPIED && p->kind != UM_FILE);
 }
 
+/* A step has ended, in a place that the map may no longer have. */
+static inline void leave(struct uq_queue *q, struct uq_piece *p)
+{
+	if (__builtin_expect(p->drains, 0))
+		drain_leave(q, p);
+}
+
+static inline void go_on(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+			 struct uq_piece *p)
+{
+	leave(q, p);
+	p->pos += p->len;
+	serve(q, iod, p);
+}
+
 static void ask(struct uq_queue *q, struct uq_piece *p, enum uq_step step)
 {
 	int32_t nr = (int32_t)(p - q->pieces);
 
+	leave(q, p);
 	begin_step(p, step);
 	q->upcalls++;
 	p->next = -1;
@@ -72,8 +88,7 @@ static void act(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		back_submit(q, iod, p);
 		break;
 	case UM_MEMORY: /* a WRITE's went there */
-		p->pos += p->len;
-		serve(q, iod, p);
+		go_on(q, iod, p);
 		break;
 	default:
 		ask(q, p, UQ_ASKED);
@@ -89,8 +104,7 @@ static void acted(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		data_copy(q, p);
 		return;
 	}
-	p->pos += p->len;
-	serve(q, iod, p);
+	go_on(q, iod, p);
 }
 
 static inline void launch(struct uq_queue *q,
@@ -113,6 +127,7 @@ static void failed(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 {
 	struct uq_io *io = &q->ios[p->tag];
 
+	leave(q, p);
 	if (!io->error)
 		io->error = res;
 	serve(q, iod, p);
@@ -187,6 +202,7 @@ static void drop_piece(struct uq_queue *q, struct uq_piece *p)
 {
 	int32_t nr = (int32_t)(p - q->pieces);
 
+	p->step = UQ_IDLE;
 	q->ios[p->tag].pending--;
 	if (nr < q->opt.depth)
 		return;
@@ -403,13 +419,14 @@ static void copy_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
 	} else if (p->step == UQ_PULL) {
 		act(q, iod, p);
 	} else {
-		p->pos += p->len;
-		serve(q, iod, p);
+		go_on(q, iod, p);
 	}
 }
 
 static void got_data(struct uq_queue *q, uint16_t tag, int32_t res)
 {
+	q->pieces[tag].step = UQ_IDLE;
+	leave(q, &q->pieces[tag]);
 	if (res == UBLK_IO_RES_OK)
 		begin(q, tag);
 	else if (res == UBLK_IO_RES_ABORT)
@@ -456,6 +473,7 @@ void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
 	case UQ_GET:
 		got_data(q, p->tag, res);
 		break;
+	case UQ_IDLE:
 	case UQ_ASKED:
 	case UQ_ASKED_EARLY: /* they have no SQE */
 		break;

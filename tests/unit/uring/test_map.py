@@ -41,7 +41,7 @@ class Reader:
     def __init__(self, target_map: Map) -> None:
         self.map = target_map
         self.c = ffi.new("struct um_reader *")
-        lib.um_reader_add(target_map.c, self.c)
+        lib.um_reader_add(target_map.c, self.c, -1)
 
     def __enter__(self) -> Reader:
         lib.um_reader_enter(self.c)
