@@ -22,7 +22,7 @@ from ublkpy.errors import ConfigError
 from ublkpy.tgt.base import Target
 from ublkpy.tgt.options import PATH, Configurable, Option, Size, option
 from ublkpy.uring import mode
-from ublkpy.uring.uapi import MAX_QUEUE_DEPTH
+from ublkpy.uring.uapi import IO_DESC_SIZE, MAX_QUEUE_DEPTH
 
 ModeName = Literal["auto", mode.Name]
 Recovery = Literal["none", "queue", "reissue", "fail"]
@@ -36,6 +36,13 @@ class DeviceOptions(Configurable):
     depth: int = option(128, "-d", help="requests in flight per queue", minimum=1, maximum=MAX_QUEUE_DEPTH)
     max_io_buf_bytes: Size = option(
         "512k", help="largest request, and buffer per request", minimum=4096, maximum=32 << 20, multiple=4096
+    )
+    io_desc_size: int = option(
+        IO_DESC_SIZE,
+        help="bytes of a request's descriptor; more than the smallest needs Linux 7.3",
+        minimum=IO_DESC_SIZE,
+        maximum=256,
+        multiple=8,
     )
     mode: ModeName = option(
         "auto",

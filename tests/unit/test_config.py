@@ -62,6 +62,7 @@ def test_defaults_of_a_device() -> None:
         "queues": 1,
         "depth": 128,
         "max_io_buf_bytes": 512 << 10,
+        "io_desc_size": 24,
         "mode": "auto",
         "recovery": "none",
     }
@@ -144,7 +145,8 @@ def test_unknown_key(write: Write) -> None:
 
 def test_unknown_key_that_is_like_no_other_lists_them_all(write: Write) -> None:
     assert mistakes(write("zzz: 1\ntarget: {type: null}"))[0] == (
-        "1: zzz: unknown key; known here: id, queues, depth, max_io_buf_bytes, mode, recovery, log, target"
+        "1: zzz: unknown key; known here: id, queues, depth, max_io_buf_bytes, io_desc_size, mode, recovery,"
+        " log, target"
     )
 
 
@@ -183,6 +185,7 @@ def test_duplicate_key(write: Write) -> None:
         ("queues: 0", "queues: '0' is out of range: 1 to 4096"),
         ("queues: 4097", "queues: '4097' is out of range: 1 to 4096"),
         ("id: -2", "id: '-2' is out of range: -1 to 1048575"),
+        ("io_desc_size: 28", "io_desc_size: '28' is not a multiple of 8"),
         ("max_io_buf_bytes: 6000", "max_io_buf_bytes: '6000' is not a multiple of 4096"),
         ("max_io_buf_bytes: 5q", "max_io_buf_bytes: '5q' is not a size such as 4096, 64k or 1G"),
         ("max_io_buf_bytes: 64M", "max_io_buf_bytes: 64M is out of range: 4096 to 33554432"),

@@ -186,6 +186,7 @@ def test_json_of_our_device(ours: DeviceStatus) -> None:
         "queues": 1,
         "queue_depth": 128,
         "max_io_buf_bytes": 524288,
+        "io_desc_size": 24,
         "mode": "copy",
         "flags": ["URING_CMD_COMP_IN_TASK", "CMD_IOCTL_ENCODE"],
         "pid": os.getpid(),

@@ -78,6 +78,7 @@ class DeviceStatus:
             "queues": info.nr_hw_queues,
             "queue_depth": info.queue_depth,
             "max_io_buf_bytes": info.max_io_buf_bytes,
+            "io_desc_size": info.io_desc_size,
             "mode": known.mode if known else None,
             "flags": [flag.name for flag in info.flags],
             "pid": self.pid,

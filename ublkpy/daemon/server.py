@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
+import operator
 import os
 import select
 import signal
@@ -39,7 +41,7 @@ from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.tgt.base import Geometry
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, demand, names
-from ublkpy.uring.uapi import SECTOR, Attr, DevInfo, Feature, Params
+from ublkpy.uring.uapi import IO_DESC_SIZE, SECTOR, Attr, DevInfo, Feature, Params
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +69,14 @@ class Plan:
     config: DeviceConfig
     geometry: Geometry
     cookie: int
+
+    def features(self) -> dict[str, Feature]:
+        """What the driver must have, by what needs it; the mode comes on top."""
+        options = self.config.device
+        needed = {f"recovery {options.recovery!r}": _RECOVERY_FLAGS[options.recovery]}
+        if options.io_desc_size != IO_DESC_SIZE:
+            needed[f"io_desc_size {options.io_desc_size}"] = Feature.IO_DESC_SIZE
+        return needed
 
     def params(self, max_io_bytes: int, mode: Mode) -> Params:
         """The geometry in the driver's terms."""
@@ -121,22 +131,26 @@ class Server:
             nr_hw_queues=options.queues,
             queue_depth=options.depth,
             max_io_buf_bytes=options.max_io_buf_bytes,
-            flags=_RECOVERY_FLAGS[options.recovery],
+            flags=Feature(0),
             ublksrv_flags=self._plan.cookie,
+            io_desc_size=options.io_desc_size,
         )
         with Control() as control:
             features = control.features()
-            missing = wanted.flags & ~features
-            if missing:
-                raise _unsupported(missing, options.recovery)
+            needed = self._plan.features()
+            for what, flags in needed.items():
+                if flags & ~features:
+                    raise _unsupported(flags & ~features, what)
             mode = demand(options.mode, features, options.depth)
-            info = control.add(replace(wanted, flags=wanted.flags | mode.flags))
+            needed[f"mode {mode.name}"] = mode.flags
+            info = control.add(replace(wanted, flags=functools.reduce(operator.or_, needed.values())))
             try:
-                lost = (wanted.flags | mode.flags) & ~info.flags
-                if lost:
-                    raise UblkError(
-                        f"the driver did not give the device {names(lost)}", f"it is needed for {mode.name}"
-                    )
+                for what, flags in needed.items():
+                    if flags & ~info.flags:
+                        raise UblkError(
+                            f"the driver did not give the device {names(flags & ~info.flags)}",
+                            f"it is needed for {what}",
+                        )
                 control.set_params(info.dev_id, self._plan.params(info.max_io_buf_bytes, mode))
                 self._bring_up(control, info, mode)
                 control.start(info.dev_id, self._wake_r.fileno())
@@ -193,6 +207,7 @@ class Server:
                 q_id,
                 info.queue_depth,
                 info.max_io_buf_bytes,
+                info.io_desc_size,
                 self._cdev_fd,
                 mode,
                 self._plan.config.target,
@@ -341,8 +356,8 @@ def _open_cdev(dev_id: int) -> int:
         time.sleep(0.01)
 
 
-def _unsupported(missing: Feature, recovery: str) -> UblkError:
+def _unsupported(missing: Feature, what: str) -> UblkError:
     return UblkError(
-        f"this kernel's ublk driver lacks {names(missing)}, which recovery {recovery!r} needs",
-        "ublk features shows what it has; choose another recovery, or a newer kernel",
+        f"this kernel's ublk driver lacks {names(missing)}, which {what} needs",
+        f"ublk features shows what it has; do without {what}, or take a newer kernel",
     )

@@ -30,6 +30,7 @@ class Worker(threading.Thread):
         q_id: int,
         depth: int,
         buf_bytes: int,
+        iod_bytes: int,
         cdev_fd: int,
         mode: Mode,
         target: Target,
@@ -45,6 +46,7 @@ class Worker(threading.Thread):
         self._queue: Queue | None = None
         self._depth = depth
         self._buf_bytes = buf_bytes
+        self._iod_bytes = iod_bytes
         self._cdev_fd = cdev_fd
         self._mode = mode
         self._target = target
@@ -79,7 +81,9 @@ class Worker(threading.Thread):
             os.sched_setaffinity(0, self._cpus)
         except OSError as e:  # a cpuset that excludes them, or none of them is online
             log.warning("queue %d runs on any CPU: %s", self.q_id, e)
-        queue = self._queue = Queue(self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._mode, self._map)
+        queue = self._queue = Queue(
+            self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._mode, self._map, self._iod_bytes
+        )
         self.ready.set()
         while event := queue.run():
             if isinstance(event, IoError):

@@ -85,6 +85,7 @@ struct ublksrv_ctrl_dev_info {
     uint16_t nr_hw_queues;
     uint16_t queue_depth;
     uint16_t state;
+    uint16_t io_desc_size;
     uint32_t max_io_buf_bytes;
     uint32_t dev_id;
     int32_t ublksrv_pid;

@@ -8,7 +8,7 @@ from typing import Any
 from ublkpy.uring.ffi import check, ffi, lib
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode
-from ublkpy.uring.uapi import IoFlag, Op
+from ublkpy.uring.uapi import IO_DESC_SIZE, IoFlag, Op
 
 # In the ring's table of buffers, which may have more than any queue needs (io_uring/rsrc.c: IORING_MAX_REG_BUFFERS).
 _BUFFER_SLOTS = 16384
@@ -95,7 +95,16 @@ class Queue:
     after ``run`` returned None: until then the kernel may write to the buffers. The map outlives the queue.
     """
 
-    def __init__(self, cdev_fd: int, q_id: int, depth: int, buf_bytes: int, mode: Mode, target_map: Map) -> None:
+    def __init__(
+        self,
+        cdev_fd: int,
+        q_id: int,
+        depth: int,
+        buf_bytes: int,
+        mode: Mode,
+        target_map: Map,
+        iod_bytes: int = IO_DESC_SIZE,
+    ) -> None:
         self._queue = ffi.new("struct uq_queue *")
         self._map = target_map
         self._received: dict[int, Any] = {}  # by tag: must outlive the request
@@ -103,7 +112,7 @@ class Queue:
         options.cdev_fd, options.q_id, options.depth, options.buf_bytes = cdev_fd, q_id, depth, buf_bytes
         options.data, options.batch = mode.data, mode.batch
         options.slots = min(depth, _BUFFER_SLOTS)
-        options.iod_bytes = ffi.sizeof("struct ublksrv_io_desc")
+        options.iod_bytes = iod_bytes
         check(lib.uq_init(self._queue, options, target_map.c), f"set-up of queue {q_id}")
 
     def run(self) -> IoError | list[Request] | None:

@@ -13,6 +13,7 @@ from typing import Any
 from ublkpy.uring.ffi import ffi, lib
 
 MAX_QUEUE_DEPTH: int = lib.UBLK_MAX_QUEUE_DEPTH
+IO_DESC_SIZE: int = ffi.sizeof("struct ublksrv_io_desc")
 SECTOR = 512
 
 
@@ -79,7 +80,11 @@ class Attr(IntFlag):
 
 @dataclass(frozen=True)
 class DevInfo:
-    """``struct ublksrv_ctrl_dev_info``. ``max_io_buf_bytes`` is in bytes; pid -1 means none."""
+    """``struct ublksrv_ctrl_dev_info``. Sizes in bytes; pid -1 means none.
+
+    ``io_desc_size`` is that of a request's descriptor. Without the flag IO_DESC_SIZE it is the smallest, and the
+    driver's field means nothing: before Linux 7.3, it echoes what was asked for.
+    """
 
     dev_id: int
     nr_hw_queues: int
@@ -91,6 +96,7 @@ class DevInfo:
     ublksrv_pid: int = -1
     owner_uid: int = 0
     owner_gid: int = 0
+    io_desc_size: int = IO_DESC_SIZE
 
     def to_c(self) -> Any:
         """The struct for ADD_DEV; fields that the driver fills stay zero, as 6.18 requires of ``state``."""
@@ -101,6 +107,7 @@ class DevInfo:
         info.max_io_buf_bytes = self.max_io_buf_bytes
         info.flags = int(self.flags)
         info.ublksrv_flags = self.ublksrv_flags
+        info.io_desc_size = self.io_desc_size if Feature.IO_DESC_SIZE in self.flags else 0
         return info
 
     @classmethod
@@ -116,6 +123,7 @@ class DevInfo:
             ublksrv_pid=info.ublksrv_pid,
             owner_uid=info.owner_uid,
             owner_gid=info.owner_gid,
+            io_desc_size=info.io_desc_size if info.flags & Feature.IO_DESC_SIZE else IO_DESC_SIZE,
         )
 
 

@@ -69,7 +69,7 @@ def test_recovery_flags_are_ublksrvs() -> None:
 
 
 def test_recovery_that_the_kernel_lacks_is_named() -> None:
-    error = server._unsupported(Feature.USER_RECOVERY_FAIL_IO, "fail")
+    error = server._unsupported(Feature.USER_RECOVERY_FAIL_IO, "recovery 'fail'")
     assert "UBLK_F_USER_RECOVERY_FAIL_IO" in error.message
     assert "'fail'" in error.message
     assert error.hint

@@ -31,7 +31,9 @@ def run(fd: int, cpus: set[int]) -> tuple[Worker, list[threading.Thread]]:
     target = NullTarget({"size": 1 << 20})
     target_map = target.map(1 << 20)
     mode = MODES["copy"]
-    worker = Worker(3, 4, 4096, fd, mode, target, target_map, cpus, lambda: ended.append(threading.current_thread()))
+    worker = Worker(
+        3, 4, 4096, 24, fd, mode, target, target_map, cpus, lambda: ended.append(threading.current_thread())
+    )
     worker.start()
     worker.join(10)
     assert not worker.is_alive()
