@@ -53,11 +53,11 @@ _FEATURE_GIVES = {
     Feature.PER_IO_DAEMON: "several threads can serve one queue",
     Feature.BUF_REG_OFF_DAEMON: "buffers can be registered by any thread",
     Feature.BATCH_IO: "many requests per command",
-    Feature.INTEGRITY: "metadata with each block",
+    Feature.INTEGRITY: "metadata with each block (--metadata_size)",
     Feature.SAFE_STOP_DEV: "stop only if nothing has the device open",
     Feature.NO_AUTO_PART_SCAN: "partitions are not looked for at start",
     Feature.SHMEM_ZC: "zero copy through memory shared with the client",
-    Feature.IO_DESC_SIZE: "larger request descriptors",
+    Feature.IO_DESC_SIZE: "larger request descriptors (--io_desc_size)",
 }
 
 

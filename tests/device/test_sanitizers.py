@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ublkpy.daemon import inspect
+from ublkpy.uring.uapi import Feature
+
 from . import disk, load
 from .devices import MIB, Device, Devices
 from .program import executable
@@ -61,6 +64,22 @@ def test_every_kind_of_request(scratch: Path, devices: Devices, watched: dict[st
     os.truncate(image, 4 * MIB)
     with pytest.raises(OSError, match="Input/output error"), device.node.open("rb", buffering=0) as f:
         os.pread(f.fileno(), 4096, 6 * MIB)
+
+
+@pytest.mark.timeout(180)
+def test_metadata(scratch: Path, devices: Devices, watched: dict[str, str]) -> None:
+    if Feature.INTEGRITY not in inspect.features():
+        pytest.skip("this driver has no metadata")
+    image, metadata = disk.image(scratch / "image", 8 * MIB), scratch / "metadata"
+    metadata.write_bytes(b"\xff" * (8 * MIB // 512 * 8))
+    options = ["-f", str(image), "--metadata", str(metadata), "--metadata_size", "8", "--csum_type", "ip", "-q", "2"]
+    node = _ublk(watched, "add", "-t", "loop", *options)
+    device = devices.adopt(int(node.removeprefix("/dev/ublkb")))
+    assert _runs_sanitized(device), "the daemon is not the sanitized build"
+    load.verify(device.node, "--rw=randrw", "--bsrange=512-256k", "--size=4M", "--iodepth=8", "--ioengine=libaio")
+    os.truncate(metadata, 4096)
+    with pytest.raises(OSError, match="Input/output error"):
+        disk.read(device.node, 6 * MIB, 4096)
 
 
 def _runs_sanitized(device: Device) -> bool:

@@ -96,6 +96,12 @@ def _check_same(device: inspect.DeviceStatus, now: Geometry) -> None:
             f" only {now.logical_block}",
             "bring back the backing that it had, or delete the device",
         )
+    if now.integrity and now.logical_block != disk.logical_block:
+        raise UblkError(
+            f"device {dev_id} has metadata for blocks of {disk.logical_block} bytes, but those of its backing"
+            f" now have {now.logical_block}",
+            "bring back the backing that it had, or delete the device",
+        )
     if now.read_only and Attr.READ_ONLY not in disk.attrs:
         raise UblkError(
             f"device {dev_id} can be written, but its backing no longer can",

@@ -76,6 +76,8 @@ class Plan:
         needed = {f"recovery {options.recovery!r}": _RECOVERY_FLAGS[options.recovery]}
         if options.io_desc_size != IO_DESC_SIZE:
             needed[f"io_desc_size {options.io_desc_size}"] = Feature.IO_DESC_SIZE
+        if self.geometry.integrity:
+            needed[f"metadata_size {self.geometry.integrity.metadata_size}"] = Feature.INTEGRITY
         return needed
 
     def params(self, max_io_bytes: int, mode: Mode) -> Params:
@@ -101,6 +103,7 @@ class Plan:
             dma_alignment=SECTOR if mode.in_place else 0,
             max_discard_sectors=g.max_discard_bytes // SECTOR if g.discard_granularity else 0,
             max_write_zeroes_sectors=g.max_write_zeroes_bytes // SECTOR if g.discard_granularity else 0,
+            integrity=g.integrity,
         )
 
 
@@ -141,7 +144,7 @@ class Server:
             for what, flags in needed.items():
                 if flags & ~features:
                     raise _unsupported(flags & ~features, what)
-            mode = demand(options.mode, features, options.depth)
+            mode = demand(options.mode, features, options.depth, metadata=self._plan.geometry.integrity is not None)
             needed[f"mode {mode.name}"] = mode.flags
             info = control.add(replace(wanted, flags=functools.reduce(operator.or_, needed.values())))
             try:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ublkpy.tgt.options import Configurable
+from ublkpy.uring.integrity import Integrity
 from ublkpy.uring.map import Map
 from ublkpy.uring.queue import Request
 
@@ -42,7 +43,7 @@ class Geometry:
 
     ``write_cache``: what was written is durable only after a flush, so FLUSH requests arrive and FUA is
     honoured. A ``discard_granularity`` of 0 means that the target can neither discard nor write zeroes, a
-    maximum of 0 that it cannot do the one.
+    maximum of 0 that it cannot do the one. With ``integrity``, the map says where the metadata lives.
     """
 
     size: int
@@ -56,6 +57,7 @@ class Geometry:
     discard_granularity: int = 0
     max_discard_bytes: int = 0
     max_write_zeroes_bytes: int = 0
+    integrity: Integrity | None = None
 
 
 class Target(Configurable, ABC):

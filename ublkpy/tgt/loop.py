@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ublkpy.errors import UblkError
+from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt.backing import Backing, Limits
-from ublkpy.tgt.base import Geometry, Target
+from ublkpy.tgt.base import Geometry
+from ublkpy.tgt.integrity import IntegrityTarget, open_metadata
 from ublkpy.tgt.options import SECTOR, Offset, Size, exact_size, option
+from ublkpy.uring.integrity import Integrity, Metadata
 from ublkpy.uring.map import Extent, File, Map, Routing, Sync
 
 
-class LoopTarget(Target):
+class LoopTarget(IntegrityTarget):
     """A file or block device as a block device."""
 
     name = "loop"
@@ -32,24 +34,32 @@ class LoopTarget(Target):
         off_flags=("--buffered_io", "--buffered-io"),
     )
     read_only: bool = option(False, "--ro", help="refuse writes; the file is opened read-only")
+    metadata: Path | None = option(None, help="file or block device that keeps the metadata")
 
     def open(self) -> Geometry:
+        self._metadata: Backing | None = None
         self._backing = Backing(self.file, read_only=self.read_only, direct=self.direct)
         try:
-            return self._measure()
+            self._geometry = self._measure()
+            return self._geometry
         except BaseException:
             self.close()
             raise
 
     def map(self, size: int) -> Map:
         found = Map(size)
-        backing = self._backing
-        file = found.add_file(backing.fd, is_block_device=backing.is_block_device, in_memory=backing.in_memory)
-        found.replace([Extent(0, size, Routing.all(File(file)), self.offset)], Sync((file,)))
+        backing, metadata, integrity = self._backing, self._metadata, self._geometry.integrity
+        files = [found.add_file(backing.fd, is_block_device=backing.is_block_device, in_memory=backing.in_memory)]
+        if metadata and integrity:
+            files.append(found.add_file(metadata.fd))
+            found.metadata = Metadata(integrity, files[1])
+        found.replace([Extent(0, size, Routing.all(File(files[0])), self.offset)], Sync(tuple(files)))
         return found
 
     def close(self) -> None:
         self._backing.close()
+        if self._metadata:
+            self._metadata.close()
 
     def backing(self) -> str:
         return str(self.file)
@@ -59,6 +69,7 @@ class LoopTarget(Target):
             "backing_file": str(self.file),
             "direct_io": int(self._backing.direct),
             "offset": self.offset // SECTOR,
+            **({"metadata_file": str(self.metadata)} if self.metadata else {}),
         }
 
     def _measure(self) -> Geometry:
@@ -68,6 +79,9 @@ class LoopTarget(Target):
         self._backing.check_space()
         block = limits.direct_block if self._backing.direct else limits.logical_block
         self._check_blocks(block, size)
+        integrity = self._open_metadata(block, size)
+        # What is discarded keeps its checksums, which would then be wrong; written zeroes get theirs.
+        granularity = 0 if self.read_only or integrity else limits.discard_granularity
         return Geometry(
             size=size,
             logical_block=block,
@@ -77,10 +91,23 @@ class LoopTarget(Target):
             read_only=self.read_only,
             rotational=limits.rotational,
             write_cache=not self.read_only,
-            discard_granularity=0 if self.read_only else limits.discard_granularity,
+            discard_granularity=granularity,
             max_discard_bytes=limits.max_discard_bytes,
             max_write_zeroes_bytes=limits.max_write_zeroes_bytes,
+            integrity=integrity,
         )
+
+    def _open_metadata(self, block: int, size: int) -> Integrity | None:
+        integrity = self.integrity(block)
+        if integrity and not self.metadata:
+            raise ConfigError("metadata_size: no file to keep the metadata in", "name one with --metadata FILE")
+        if self.metadata and not integrity:
+            raise ConfigError(
+                f"metadata {self.metadata}: no size of the metadata given", "say how many bytes, with --metadata_size"
+            )
+        if self.metadata and integrity:
+            self._metadata = open_metadata(self.metadata, self.file, size, integrity, read_only=self.read_only)
+        return integrity
 
     def _size(self) -> int:
         end = self._backing.end

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from ublkpy.tgt.base import MAX_DISCARD_BYTES, Geometry, Target
+from ublkpy.tgt.base import MAX_DISCARD_BYTES, Geometry
+from ublkpy.tgt.integrity import IntegrityTarget
 from ublkpy.tgt.options import Size, option
+from ublkpy.uring.integrity import Metadata
 from ublkpy.uring.map import Map
 
+_BLOCK = 512
 
-class NullTarget(Target):
+
+class NullTarget(IntegrityTarget):
     """Completes every request at once and moves no data: for measuring."""
 
     name = "null"
@@ -16,10 +20,15 @@ class NullTarget(Target):
     def open(self) -> Geometry:
         return Geometry(
             size=self.size,
+            logical_block=_BLOCK,
             discard_granularity=4096,
             max_discard_bytes=MAX_DISCARD_BYTES,
             max_write_zeroes_bytes=MAX_DISCARD_BYTES,
+            integrity=self.integrity(_BLOCK),
         )
 
     def map(self, size: int) -> Map:
-        return Map(size)  # of Null()
+        found = Map(size)  # of Null()
+        integrity = self.integrity(_BLOCK)
+        found.metadata = Metadata(integrity) if integrity else None
+        return found

@@ -130,7 +130,7 @@ class Configurable:
             for name, declaration in vars(cls).items()
             if isinstance(declaration, _Declaration)
         }
-        cls.options = cls.options | own
+        cls.options = own | cls.options | own  # in this order, and an own one replaces that of the base
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         """Take parsed ``values``; what is missing gets its default. ValueError for a required one."""

@@ -55,12 +55,7 @@ void back_submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	if (q->ios[p->tag].way == UQ_UNREGISTERED)
 		data_register(q, p->tag);
 	sqe = new_sqe(q);
-	if (p->slot < q->nr_fixed) {
-		sqe->fd = FIRST_FILE_SLOT + p->slot;
-	} else {
-		sqe->fd = q->view->files[p->slot].fd;
-		sqe->flags = 0;
-	}
+	name_file(q, p, sqe);
 	sqe->user_data = piece_data(q, p);
 	switch (op) {
 	case UBLK_IO_OP_READ:

@@ -7,7 +7,7 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 
 from cffi import FFI
 
-ENGINE = ("queue.c", "driver.c", "data.c", "request.c", "backing.c", "drain.c")
+ENGINE = ("queue.c", "driver.c", "data.c", "request.c", "backing.c", "integrity.c", "drain.c")
 SOURCES = ("ring.c", *ENGINE, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
 HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "engine.h", "map.h", "map_private.h")
 
@@ -71,6 +71,14 @@ KERNEL = """
 #define UBLK_PARAM_TYPE_DISCARD ...
 #define UBLK_PARAM_TYPE_DEVT ...
 #define UBLK_PARAM_TYPE_DMA_ALIGN ...
+#define UBLK_PARAM_TYPE_INTEGRITY ...
+
+#define LBMD_PI_CAP_INTEGRITY ...
+#define LBMD_PI_CAP_REFTAG ...
+#define LBMD_PI_CSUM_NONE ...
+#define LBMD_PI_CSUM_IP ...
+#define LBMD_PI_CSUM_CRC16_T10DIF ...
+#define LBMD_PI_CSUM_CRC64_NVME ...
 
 struct ublksrv_ctrl_cmd {
     uint32_t dev_id;
@@ -124,6 +132,16 @@ struct ublk_param_devt {
 
 struct ublk_param_dma_align { uint32_t alignment; ...; };
 
+struct ublk_param_integrity {
+    uint32_t flags;
+    uint8_t interval_exp;
+    uint8_t metadata_size;
+    uint8_t pi_offset;
+    uint8_t csum_type;
+    uint8_t tag_size;
+    ...;
+};
+
 struct ublk_params {
     uint32_t len;
     uint32_t types;
@@ -131,6 +149,7 @@ struct ublk_params {
     struct ublk_param_discard discard;
     struct ublk_param_devt devt;
     struct ublk_param_dma_align dma;
+    struct ublk_param_integrity integrity;
     ...;
 };
 """
@@ -156,6 +175,13 @@ struct ublksrv_io_desc { ...; };
 enum uq_data { UQ_COPY, UQ_GET_DATA, UQ_USER_COPY, UQ_ZERO_COPY, UQ_AUTO_BUF, ... };
 enum uq_event { UQ_STOPPED, UQ_IO_ERROR, UQ_UPCALLS, ... };
 
+struct uq_metadata {
+    uint8_t bytes;
+    uint8_t interval_shift;
+    uint8_t kind;
+    uint16_t slot;
+};
+
 struct uq_options {
     int cdev_fd;
     uint16_t q_id;
@@ -165,6 +191,7 @@ struct uq_options {
     uint8_t data;
     uint8_t batch;
     uint16_t slots;
+    struct uq_metadata metadata;
     ...;
 };
 

@@ -36,9 +36,7 @@ void data_copy(struct uq_queue *q, struct uq_piece *p)
 	struct io_uring_sqe *sqe = new_sqe(q);
 
 	prep_rw(q, p, p->step == UQ_PUSH, sqe);
-	sqe->off = UBLKSRV_IO_BUF_OFFSET +
-		   ((uint64_t)q->opt.q_id << UBLK_QID_OFF) +
-		   ((uint64_t)p->tag << UBLK_TAG_OFF) + p->pos + p->done;
+	sqe->off = data_pos(q, p->tag) + p->pos + p->done;
 	sqe->user_data = piece_data(q, p);
 }
 

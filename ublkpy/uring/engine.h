@@ -13,6 +13,7 @@
 #include "queue.h"
 
 #define SECTOR_SHIFT	9
+#define MAX_RETRIES	64
 
 /*
  * The ring's registered files: the character device, and as many of the map's
@@ -31,6 +32,7 @@ enum uq_from {
 	FROM_BATCH_FETCH,
 	FROM_BATCH_COMMIT,
 	FROM_WAKE,		/* the eventfd */
+	FROM_METADATA,		/* of a tag */
 	FROM_NOBODY,		/* seen only if it fails */
 };
 
@@ -137,6 +139,40 @@ static inline void prep_rw(const struct uq_queue *q, const struct uq_piece *p,
 	sqe->len = (uint32_t)(p->len - p->done);
 }
 
+/* The file of a piece, with the ring or by its descriptor. */
+static inline void name_file(const struct uq_queue *q, const struct uq_piece *p,
+			     struct io_uring_sqe *sqe)
+{
+	if (p->slot < q->nr_fixed) {
+		sqe->fd = FIRST_FILE_SLOT + p->slot;
+	} else {
+		sqe->fd = q->view->files[p->slot].fd;
+		sqe->flags = 0;
+	}
+}
+
+/* Where the data of a request begins in the character device. */
+static inline uint64_t data_pos(const struct uq_queue *q, uint16_t tag)
+{
+	return UBLKSRV_IO_BUF_OFFSET +
+	       ((uint64_t)q->opt.q_id << UBLK_QID_OFF) +
+	       ((uint64_t)tag << UBLK_TAG_OFF);
+}
+
+static inline void begin_step(struct uq_piece *p, enum uq_step step)
+{
+	p->step = (uint8_t)step;
+	p->done = 0;
+	p->retries = 0;
+	p->mode = 0;
+}
+
+/* Whether to send it once more after this result. */
+static inline bool try_again(struct uq_piece *p, int32_t res)
+{
+	return (res == -EINTR || res == -EAGAIN) && p->retries++ < MAX_RETRIES;
+}
+
 /* Its result: 1 when all of it is there now, 0 when not yet, or -errno. */
 static inline int32_t count(struct uq_piece *p, int32_t res)
 {
@@ -229,9 +265,23 @@ void back_submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 int32_t back_done(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		  struct uq_piece *p, int32_t res);
 
+/* integrity.c: the metadata of a request, beside its data */
+
+int meta_init(struct uq_queue *q);
+void meta_exit(struct uq_queue *q);
+/*
+ * Of a READ or WRITE that has some. If it has to be moved, req_part_done()
+ * follows.
+ */
+void meta_start(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		uint16_t tag);
+void meta_done(struct uq_queue *q, uint16_t tag, int32_t res);
+
 /* request.c: what becomes of a request between fetch and commit */
 
 void req_start(struct uq_queue *q, uint16_t tag, bool wants_data);
+/* What is no piece of the data has ended: 0 or -errno. */
+void req_part_done(struct uq_queue *q, uint16_t tag, int32_t res);
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res);
 void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res);
 void req_retry(struct uq_queue *q, struct uq_piece *p);

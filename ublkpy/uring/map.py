@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ublkpy.uring.ffi import check, ffi, lib
+from ublkpy.uring.integrity import Metadata
 from ublkpy.uring.routing import (
     Action,
     Error,
@@ -63,6 +64,7 @@ class Map:
         self.c: Any = ffi.new("struct um_map *")
         check(lib.um_init(self.c, size), "map")
         null = Routing.all(Null())
+        self.metadata: Metadata | None = None  # for queues that are made from now on
         self._memories: list[Any] = []  # hold on to them
         self._lock = threading.Lock()  # of these two, which know the same
         self._routings = {0: null}

@@ -68,14 +68,23 @@ MODES: dict[str, Mode] = {
 }
 
 
-def fastest(features: Feature, depth: int) -> Mode:
-    """The mode with the fewest instructions per request of 4 KiB that this driver has for queues so deep."""
-    return MODES["batch+copy" if Feature.BATCH_IO in features and depth > 1 else "copy"]
+def fastest(features: Feature, depth: int, *, metadata: bool = False) -> Mode:
+    """The mode with the fewest instructions per request of 4 KiB that this driver has for queues so deep.
+
+    ``metadata`` comes with the data: the driver gives it only to those who copy themselves.
+    """
+    way = "user-copy" if metadata else "copy"
+    return MODES[f"batch+{way}" if Feature.BATCH_IO in features and depth > 1 else way]
 
 
-def demand(name: str, features: Feature, depth: int) -> Mode:
+def demand(name: str, features: Feature, depth: int, *, metadata: bool = False) -> Mode:
     """The mode of this name, or the fastest for ``auto``; UblkError says what it lacks."""
-    mode = fastest(features, depth) if name == "auto" else MODES[name]
+    mode = fastest(features, depth, metadata=metadata) if name == "auto" else MODES[name]
+    if metadata and mode.data != lib.UQ_USER_COPY:
+        raise ConfigError(
+            f"mode {mode.name} cannot move metadata: the driver has it copied by the daemon itself",
+            "leave --mode out, or choose user-copy or batch+user-copy",
+        )
     missing = mode.flags & ~features
     if missing:
         raise UblkError(

@@ -42,6 +42,9 @@ static void handle_cqe(struct uq_queue *q, const struct io_uring_cqe *cqe)
 	case FROM_WAKE:
 		drain_begin(q);
 		break;
+	case FROM_METADATA:
+		meta_done(q, (uint16_t)nr, cqe->res);
+		break;
 	case FROM_NOBODY: /* whoever needed it fails in his turn */
 		break;
 	}
@@ -218,12 +221,12 @@ static int init_ring(struct uq_queue *q)
 	int ret;
 
 	/*
-	 * A completion for each piece, for each tag or fetched batch of them,
-	 * and for batches of results: it never overflows, which a multishot
+	 * A completion for each piece of data or metadata, for each tag or
+	 * fetched batch of them, and for batches of results: it never overflows, which a multishot
 	 * fetch would not survive.
 	 */
 	ret = ur_ring_init(&q->ring, entries,
-			   2U * q->opt.depth + SPARE_PIECES(q->opt.depth) + 64,
+			   3U * q->opt.depth + SPARE_PIECES(q->opt.depth) + 64,
 			   IORING_SETUP_SINGLE_ISSUER |
 			   IORING_SETUP_DEFER_TASKRUN |
 			   IORING_SETUP_SUBMIT_ALL);
@@ -256,6 +259,8 @@ int uq_init(struct uq_queue *q, const struct uq_options *opt,
 	if (!ret)
 		ret = make_tables(q);
 	if (!ret)
+		ret = meta_init(q);
+	if (!ret)
 		ret = init_ring(q);
 	if (!ret)
 		ret = drv_init(q);
@@ -272,6 +277,7 @@ void uq_exit(struct uq_queue *q)
 {
 	ur_ring_exit(&q->ring);
 	drv_exit(q);
+	meta_exit(q);
 	if (q->map) {
 		um_reader_remove(&q->reader);
 		close(q->wake_fd);

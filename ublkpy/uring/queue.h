@@ -12,6 +12,7 @@
  *   request.c   a request on its way: data in, pieces at the backing, data out
  *   backing.c   a piece at the file behind it
  *   drain.c     telling who waits for it that a range has nothing in flight
+ *   integrity.c the metadata that comes with the data
  *   engine.h    what these share
  *
  * A queue belongs to one thread: uq_init(), uq_run() and uq_exit() are called
@@ -37,6 +38,14 @@ enum uq_data {
 	UQ_AUTO_BUF,	/* the driver registers them before we see the request */
 };
 
+/* What the driver hands out with the data (Linux 7.0: UBLK_F_INTEGRITY). */
+struct uq_metadata {
+	uint8_t bytes;		/* for each interval of data; 0: there is none */
+	uint8_t interval_shift;	/* log2 of the interval's bytes */
+	uint8_t kind;		/* UM_NULL: kept nowhere; UM_FILE */
+	uint16_t slot;		/* UM_FILE: of the map's files */
+};
+
 struct uq_options {
 	int cdev_fd;		/* borrowed: open for as long as the queue */
 	uint16_t q_id;
@@ -47,6 +56,7 @@ struct uq_options {
 	uint8_t batch;		/* fetch and commit in batches (Linux 7.0) */
 	uint16_t slots;		/* of the ring's table of buffers: of the tags
 				   beyond, UQ_AUTO_BUF copies the data */
+	struct uq_metadata metadata;	/* only with UQ_USER_COPY */
 };
 
 /* What uq_run() came back for, when it is not a negative errno. */
@@ -148,6 +158,9 @@ struct uq_queue {
 	struct uq_io *ios;			/* one for each tag */
 	struct uq_piece *pieces;		/* the first of each tag, then spares */
 	uint32_t nr_pieces;
+	struct uq_piece *meta_pieces;		/* one for each tag */
+	unsigned char *meta_bufs;
+	size_t meta_bufs_len;
 	int32_t free_piece;			/* first unused spare */
 	int32_t asked;				/* first piece for Python */
 	int32_t last_asked;

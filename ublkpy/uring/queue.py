@@ -113,6 +113,8 @@ class Queue:
         options.data, options.batch = mode.data, mode.batch
         options.slots = min(depth, _BUFFER_SLOTS)
         options.iod_bytes = iod_bytes
+        if target_map.metadata:
+            options.metadata = target_map.metadata.to_c()
         check(lib.uq_init(self._queue, options, target_map.c), f"set-up of queue {q_id}")
 
     def run(self) -> IoError | list[Request] | None:

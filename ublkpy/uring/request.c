@@ -11,8 +11,6 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
-#define MAX_RETRIES	64
-
 /* For Python, which logs it. */
 static void note_error(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		       int32_t res)
@@ -30,14 +28,6 @@ static void note_error(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 
 static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		  struct uq_piece *p);
-
-static void begin_step(struct uq_piece *p, enum uq_step step)
-{
-	p->step = (uint8_t)step;
-	p->done = 0;
-	p->retries = 0;
-	p->mode = 0;
-}
 
 /* Whether it has to be copied between the driver and our memory, and by us. */
 static inline bool copies(const struct uq_queue *q, const struct uq_piece *p)
@@ -354,6 +344,12 @@ static void begin(struct uq_queue *q, uint16_t tag)
 	io->way = data_way(q, iod);
 	if (bytes > q->opt.buf_bytes)
 		io->error = -EIO;
+	if (__builtin_expect(iod->op_flags & UBLK_IO_F_INTEGRITY, 0)) {
+		if (!io->error)
+			meta_start(q, iod, tag);
+		serve(q, iod, p);
+		return;
+	}
 	um_lookup(q->view, start, (enum um_op)iod_op(iod), &hit);
 	if (hit.end - start < bytes || hit.error || io->error) {
 		serve(q, iod, p);
@@ -446,11 +442,20 @@ static void backing_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
 		acted(q, iod, p);
 }
 
+void req_part_done(struct uq_queue *q, uint16_t tag, int32_t res)
+{
+	struct uq_io *io = &q->ios[tag];
+
+	if (res < 0 && !io->error)
+		io->error = res;
+	if (!--io->pending)
+		commit(q, iod_of(q, tag), tag);
+}
+
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
 {
 	struct uq_piece *p = &q->pieces[nr];
-	bool again = (res == -EINTR || res == -EAGAIN) &&
-		     p->retries < MAX_RETRIES;
+	bool again = try_again(p, res);
 
 	switch ((enum uq_step)p->step) {
 	case UQ_BACKING:
@@ -458,7 +463,6 @@ void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
 			backing_done(q, p, res);
 			break;
 		}
-		p->retries++;
 		back_submit(q, iod_of(q, p->tag), p);
 		break;
 	case UQ_PULL:
@@ -467,7 +471,6 @@ void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
 			copy_done(q, p, res);
 			break;
 		}
-		p->retries++;
 		data_copy(q, p);
 		break;
 	case UQ_GET:

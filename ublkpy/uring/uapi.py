@@ -11,6 +11,7 @@ from enum import IntEnum, IntFlag
 from typing import Any
 
 from ublkpy.uring.ffi import ffi, lib
+from ublkpy.uring.integrity import Integrity
 
 MAX_QUEUE_DEPTH: int = lib.UBLK_MAX_QUEUE_DEPTH
 IO_DESC_SIZE: int = ffi.sizeof("struct ublksrv_io_desc")
@@ -145,6 +146,7 @@ class Params:
     max_discard_sectors: int = 0
     max_write_zeroes_sectors: int = 0
     dma_alignment: int = 0
+    integrity: Integrity | None = None
 
     def to_c(self) -> Any:
         """The struct for SET_PARAMS."""
@@ -168,6 +170,8 @@ class Params:
         if self.dma_alignment:
             params.types |= lib.UBLK_PARAM_TYPE_DMA_ALIGN
             params.dma.alignment = self.dma_alignment - 1
+        if self.integrity:
+            self.integrity.fill(params)
         return params
 
     @classmethod
@@ -186,6 +190,7 @@ class Params:
             max_discard_sectors=discard.max_discard_sectors if has_discard else 0,
             max_write_zeroes_sectors=discard.max_write_zeroes_sectors if has_discard else 0,
             dma_alignment=params.dma.alignment + 1 if params.types & lib.UBLK_PARAM_TYPE_DMA_ALIGN else 0,
+            integrity=Integrity.found(params),
         )
 
 

@@ -43,6 +43,8 @@
 #define UBLKSRV_IO_BUF_OFFSET		0x80000000ULL
 #define UBLK_TAG_OFF			25
 #define UBLK_QID_OFF			41
+/* that of its metadata, with INTEGRITY: in bytes of metadata */
+#define UBLKSRV_IO_INTEGRITY_FLAG	(1ULL << 62)
 
 #define UBLK_IO_RES_OK			0
 #define UBLK_IO_RES_NEED_GET_DATA	1
@@ -87,6 +89,7 @@
 #define UBLK_IO_F_FUA			(1U << 13)
 #define UBLK_IO_F_NOUNMAP		(1U << 15)
 #define UBLK_IO_F_NEED_REG_BUF		(1U << 17)
+#define UBLK_IO_F_INTEGRITY		(1U << 18)
 
 #define UBLK_ATTR_READ_ONLY		(1U << 0)
 #define UBLK_ATTR_ROTATIONAL		(1U << 1)
@@ -97,6 +100,15 @@
 #define UBLK_PARAM_TYPE_DISCARD		(1U << 1)
 #define UBLK_PARAM_TYPE_DEVT		(1U << 2)
 #define UBLK_PARAM_TYPE_DMA_ALIGN	(1U << 4)
+#define UBLK_PARAM_TYPE_INTEGRITY	(1U << 6)
+
+/* in ublk_param_integrity (include/uapi/linux/fs.h) */
+#define LBMD_PI_CAP_INTEGRITY		(1U << 0)
+#define LBMD_PI_CAP_REFTAG		(1U << 1)
+#define LBMD_PI_CSUM_NONE		0
+#define LBMD_PI_CSUM_IP			1
+#define LBMD_PI_CSUM_CRC16_T10DIF	2
+#define LBMD_PI_CSUM_CRC64_NVME		4
 
 struct ublksrv_ctrl_cmd {
 	uint32_t dev_id;
@@ -190,6 +202,17 @@ struct ublk_param_dma_align {
 	uint8_t pad[4];
 };
 
+struct ublk_param_integrity {
+	uint32_t flags;			/* LBMD_PI_CAP_* */
+	uint16_t max_integrity_segments;
+	uint8_t interval_exp;
+	uint8_t metadata_size;
+	uint8_t pi_offset;
+	uint8_t csum_type;		/* LBMD_PI_CSUM_* */
+	uint8_t tag_size;
+	uint8_t pad[5];
+};
+
 /* The newest layout; older drivers take the part that they know. */
 struct ublk_params {
 	uint32_t len;
@@ -201,7 +224,7 @@ struct ublk_params {
 	struct ublk_param_dma_align dma;
 	uint32_t __pad;
 	uint8_t seg[16];
-	uint8_t integrity[16];
+	struct ublk_param_integrity integrity;
 };
 
 _Static_assert(sizeof(struct ublksrv_ctrl_cmd) == 32, "ctrl_cmd");

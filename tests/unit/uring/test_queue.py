@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ublkpy.uring.integrity import Integrity, Metadata
 from ublkpy.uring.map import Extent, File, Map, Routing
 from ublkpy.uring.mode import MODES
 from ublkpy.uring.queue import IoError, Queue
@@ -61,6 +62,21 @@ def test_backing_that_is_not_open(open_fds: OpenFds, target_map: Map) -> None:
     with pytest.raises(OSError, match="set-up of queue 0") as caught:
         Queue(fd, 0, 4, 4096, MODES["copy"], target_map)
     assert caught.value.errno == errno.EBADF
+    assert open_fds() == before
+    os.close(fd)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_room_for_metadata_is_given_back(kept: bool, open_fds: OpenFds, target_map: Map) -> None:
+    fd = os.open("/dev/zero", os.O_RDWR)
+    put_file(target_map, fd)
+    target_map.metadata = Metadata(Integrity(512, 255), 0 if kept else None)
+    before = open_fds()
+    for depth in (1, 128):
+        queue = Queue(fd, 0, depth, 32 * MIB, MODES["user-copy"], target_map)
+        with pytest.raises(OSError, match="queue: "):
+            queue.run()
+        queue.close()
     assert open_fds() == before
     os.close(fd)
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ublkpy.uring.ffi import ffi, lib
+from ublkpy.uring.integrity import Csum, Integrity
 from ublkpy.uring.uapi import MAX_QUEUE_DEPTH, SECTOR, Attr, DevInfo, Feature, Op, Params, State
 
 # Bit numbers of UBLK_F_* in include/uapi/linux/ublk_cmd.h.
@@ -96,6 +97,7 @@ def test_command_numbers(command: str, number: int, reads_only: bool) -> None:
         ("ublk_param_basic", 32),
         ("ublk_param_discard", 20),
         ("ublk_param_devt", 16),
+        ("ublk_param_integrity", 16),
         ("ublk_params", 152),
     ],
 )
@@ -112,6 +114,7 @@ def test_sizes(struct: str, size: int) -> None:
         ("ublksrv_ctrl_cmd", "data", 16),
         ("ublksrv_ctrl_dev_info", "queue_depth", 2),
         ("ublksrv_ctrl_dev_info", "state", 4),
+        ("ublksrv_ctrl_dev_info", "io_desc_size", 6),
         ("ublksrv_ctrl_dev_info", "max_io_buf_bytes", 8),
         ("ublksrv_ctrl_dev_info", "dev_id", 12),
         ("ublksrv_ctrl_dev_info", "ublksrv_pid", 16),
@@ -133,6 +136,12 @@ def test_sizes(struct: str, size: int) -> None:
         ("ublk_params", "basic", 8),
         ("ublk_params", "discard", 40),
         ("ublk_params", "devt", 60),
+        ("ublk_param_integrity", "interval_exp", 6),
+        ("ublk_param_integrity", "metadata_size", 7),
+        ("ublk_param_integrity", "pi_offset", 8),
+        ("ublk_param_integrity", "csum_type", 9),
+        ("ublk_param_integrity", "tag_size", 10),
+        ("ublk_params", "integrity", 136),
     ],
 )
 def test_offsets(struct: str, field: str, offset: int) -> None:
@@ -165,6 +174,14 @@ def test_dev_info_from_the_driver() -> None:
     struct.state, struct.ublksrv_pid, struct.owner_uid, struct.owner_gid = 2, 4711, 1000, 1001
     info = DevInfo.from_c(struct)
     assert (info.state, info.ublksrv_pid, info.owner_uid, info.owner_gid) == (State.QUIESCED, 4711, 1000, 1001)
+
+
+@pytest.mark.parametrize(("flag", "size"), [(Feature.IO_DESC_SIZE, 64), (Feature(0), 24)])
+def test_size_of_descriptors_counts_only_with_its_flag(flag: Feature, size: int) -> None:
+    struct = DevInfo(0, 1, 1, 4096, flag, io_desc_size=64).to_c()
+    assert struct.io_desc_size == (64 if flag else 0)
+    struct.io_desc_size = 64  # an old driver's echo
+    assert DevInfo.from_c(struct).io_desc_size == size
 
 
 POWERS = st.integers(9, 28).map(lambda shift: 1 << shift)
@@ -208,6 +225,28 @@ def test_discard_of_the_driver_counts_only_if_it_says_so() -> None:
     struct = Params(1 << 20, 65536, Attr(0)).to_c()
     struct.discard.discard_granularity = 4096
     assert Params.from_c(struct).discard_granularity == 0
+
+
+U8 = st.integers(0, 255)
+INTEGRITY = st.builds(
+    Integrity,
+    interval=st.sampled_from([512, 1024, 2048, 4096]),
+    metadata_size=U8,
+    pi_offset=U8,
+    csum_type=st.sampled_from(Csum),
+    tag_size=U8,
+    capable=st.booleans(),
+    reftag=st.booleans(),
+)
+
+
+@given(INTEGRITY)
+def test_integrity_round_trip(integrity: Integrity) -> None:
+    params = Params(1 << 20, 65536, Attr(0), integrity=integrity)
+    struct = params.to_c()
+    assert struct.types == lib.UBLK_PARAM_TYPE_BASIC | 0x40
+    assert struct.integrity.flags == integrity.capable | integrity.reftag << 1
+    assert Params.from_c(struct) == params
 
 
 def test_params_use_the_largest_device() -> None:

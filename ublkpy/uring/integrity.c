@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The metadata of a request's blocks, moved at the same time as their data, by a
+ * piece of its own for each tag (ublk_drv.c: UBLK_F_INTEGRITY). It comes from
+ * the driver, and goes there, at the character device. It is kept in one file,
+ * that of one interval of data after that of the other.
+ *
+ *   WRITE  driver ─▶ file       READ  file ─▶ driver
+ *
+ * Kept nowhere, that of a WRITE is forgotten, and a READ gets ones: the block
+ * layer does not check a block whose tags have no other bits (block/t10-pi.c).
+ */
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <sys/mman.h>
+#include <sys/uio.h>
+
+/* So many go with these bytes of data. */
+static inline uint64_t meta_bytes(const struct uq_queue *q, uint64_t data)
+{
+	return (data >> q->opt.metadata.interval_shift) * q->opt.metadata.bytes;
+}
+
+/* A buffer for each tag, or the ones that all of them give. */
+static inline unsigned char *meta_buf(const struct uq_queue *q, uint16_t tag)
+{
+	if (q->opt.metadata.kind == UM_NULL)
+		return q->meta_bufs;
+	return q->meta_bufs + (size_t)tag * meta_bytes(q, q->opt.buf_bytes);
+}
+
+/* What is left of this step. */
+static void submit(struct uq_queue *q, struct uq_piece *p)
+{
+	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
+	bool stores = p->step == UQ_BACKING &&
+		      iod_op(iod) == UBLK_IO_OP_WRITE;
+	struct io_uring_sqe *sqe = new_sqe(q);
+
+	sqe->opcode = stores || p->step == UQ_PUSH ? IORING_OP_WRITE :
+						     IORING_OP_READ;
+	sqe->addr = (uint64_t)(uintptr_t)(meta_buf(q, p->tag) + p->done);
+	sqe->len = (uint32_t)(p->len - p->done);
+	sqe->user_data = user_data(FROM_METADATA, p->tag);
+	if (p->step == UQ_BACKING) {
+		name_file(q, p, sqe);
+		sqe->off = p->offset + p->done;
+	} else {
+		sqe->off = (data_pos(q, p->tag) | UBLKSRV_IO_INTEGRITY_FLAG) +
+			   p->done;
+	}
+	if (stores && iod->op_flags & UBLK_IO_F_FUA)
+		sqe->rw_flags = RWF_DSYNC;
+}
+
+void meta_start(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		uint16_t tag)
+{
+	const struct uq_metadata *metadata = &q->opt.metadata;
+	struct uq_piece *p = &q->meta_pieces[tag];
+	bool kept = metadata->kind == UM_FILE;
+
+	if (!kept && iod_op(iod) == UBLK_IO_OP_WRITE)
+		return;
+	p->tag = tag;
+	p->slot = metadata->slot;
+	p->len = meta_bytes(q, iod_bytes(iod));
+	p->offset = meta_bytes(q, iod->start_sector << SECTOR_SHIFT);
+	if (iod_op(iod) == UBLK_IO_OP_WRITE)
+		begin_step(p, UQ_PULL);
+	else
+		begin_step(p, kept ? UQ_BACKING : UQ_PUSH);
+	q->ios[tag].pending++;
+	submit(q, p);
+}
+
+void meta_done(struct uq_queue *q, uint16_t tag, int32_t res)
+{
+	uint32_t op = iod_op(iod_of(q, tag));
+	struct uq_piece *p = &q->meta_pieces[tag];
+
+	if (try_again(p, res)) {
+		submit(q, p);
+		return;
+	}
+	res = count(p, res);
+	if (res > 0 && op == UBLK_IO_OP_WRITE && p->step == UQ_PULL)
+		begin_step(p, UQ_BACKING);
+	else if (res > 0 && op == UBLK_IO_OP_READ && p->step == UQ_BACKING)
+		begin_step(p, UQ_PUSH);
+	else if (res)
+		return req_part_done(q, tag, res);
+	submit(q, p);
+}
+
+/* It may not follow a fork: see map_memory(). */
+int meta_init(struct uq_queue *q)
+{
+	uint16_t bufs = q->opt.metadata.kind == UM_NULL ? 1 : q->opt.depth;
+	size_t len = bufs * meta_bytes(q, q->opt.buf_bytes);
+	void *m;
+
+	if (!q->opt.metadata.bytes)
+		return 0;
+	q->meta_pieces = aligned_alloc(
+		64, q->opt.depth * sizeof(*q->meta_pieces));
+	if (!q->meta_pieces)
+		return -ENOMEM;
+	m = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (m == MAP_FAILED)
+		return -errno;
+	q->meta_bufs = m;
+	q->meta_bufs_len = len;
+	if (q->opt.metadata.kind == UM_NULL)
+		memset(m, 0xff, len);
+	return madvise(m, len, MADV_DONTFORK) ? -errno : 0;
+}
+
+void meta_exit(struct uq_queue *q)
+{
+	if (q->meta_bufs)
+		munmap(q->meta_bufs, q->meta_bufs_len);
+	free(q->meta_pieces);
+	q->meta_bufs = NULL;
+	q->meta_pieces = NULL;
+}
