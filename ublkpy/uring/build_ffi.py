@@ -7,7 +7,7 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 
 from cffi import FFI
 
-ENGINE = ("queue.c", "driver.c", "data.c", "request.c", "backing.c", "integrity.c", "drain.c")
+ENGINE = ("queue.c", "driver.c", "data.c", "shmem.c", "request.c", "backing.c", "integrity.c", "drain.c")
 SOURCES = ("ring.c", *ENGINE, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
 HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "engine.h", "map.h", "map_private.h")
 
@@ -24,6 +24,8 @@ KERNEL = """
 #define UBLK_U_CMD_END_USER_RECOVERY ...
 #define UBLK_U_CMD_GET_FEATURES ...
 #define UBLK_U_CMD_DEL_DEV_ASYNC ...
+#define UBLK_U_CMD_REG_BUF ...
+#define UBLK_U_CMD_UNREG_BUF ...
 
 #define UBLK_F_SUPPORT_ZERO_COPY ...
 #define UBLK_F_URING_CMD_COMP_IN_TASK ...
@@ -62,6 +64,8 @@ KERNEL = """
 
 #define UBLK_IO_F_FUA ...
 #define UBLK_IO_F_NOUNMAP ...
+#define UBLK_IO_F_SHMEM_ZC ...
+#define UBLK_SHMEM_BUF_READ_ONLY ...
 #define UBLK_ATTR_READ_ONLY ...
 #define UBLK_ATTR_ROTATIONAL ...
 #define UBLK_ATTR_VOLATILE_CACHE ...
@@ -102,6 +106,13 @@ struct ublksrv_ctrl_dev_info {
     uint32_t owner_uid;
     uint32_t owner_gid;
     ...;
+};
+
+struct ublk_shmem_buf_reg {
+    uint64_t addr;
+    uint64_t len;
+    uint32_t flags;
+    uint32_t reserved;
 };
 
 struct ublk_param_basic {
@@ -182,6 +193,10 @@ struct uq_metadata {
     uint16_t slot;
 };
 
+#define UQ_MAX_SHARED ...
+
+struct uq_shared { ...; };
+
 struct uq_options {
     int cdev_fd;
     uint16_t q_id;
@@ -192,6 +207,7 @@ struct uq_options {
     uint8_t batch;
     uint16_t slots;
     struct uq_metadata metadata;
+    const struct uq_shared *shared;
     ...;
 };
 
@@ -221,6 +237,9 @@ int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
 void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
 void uq_retry(struct uq_queue *q, uint32_t piece);
 void uq_receive(struct uq_queue *q, uint32_t piece, void *buf);
+void uq_registering(struct uq_shared *s, int is_under_way);
+int uq_share(struct uq_shared *s, uint32_t index, void *base, uint64_t len);
+void uq_unshare(struct uq_shared *s, uint32_t index);
 """
 
 MAP = """
@@ -307,6 +326,7 @@ LIBC = """
 #define MS_PRIVATE ...
 #define MS_REC ...
 #define PR_SET_IO_FLUSHER ...
+#define PR_SET_PDEATHSIG ...
 
 typedef int... fs_type_t;
 struct statfs { fs_type_t f_type; ...; };

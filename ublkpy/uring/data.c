@@ -21,6 +21,14 @@ uint8_t data_usual_way(enum uq_data data)
 	}
 }
 
+uint8_t data_unusual_way(const struct uq_queue *q,
+			 const struct ublksrv_io_desc *iod, struct uq_io *io)
+{
+	if (iod->op_flags & UBLK_IO_F_SHMEM_ZC)
+		return shm_way(q, iod, io);
+	return UQ_COPIED; /* UQ_AUTO_BUF without a place for a buffer */
+}
+
 void data_get(struct uq_queue *q, uint16_t tag)
 {
 	struct io_uring_sqe *sqe;

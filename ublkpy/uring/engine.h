@@ -236,13 +236,16 @@ void drv_committed(struct uq_queue *q, uint32_t array, int32_t res);
 
 /* Where the data of a READ or WRITE is when it arrives, in this mode: enum uq_way. */
 uint8_t data_usual_way(enum uq_data data);
-/* And that of this one. */
+/* And that of this one, which may also be told where, or that it fails. */
+uint8_t data_unusual_way(const struct uq_queue *q,
+			 const struct ublksrv_io_desc *iod, struct uq_io *io);
 static inline uint8_t data_way(const struct uq_queue *q,
-			       const struct ublksrv_io_desc *iod)
+			       const struct ublksrv_io_desc *iod,
+			       struct uq_io *io)
 {
-	/* UQ_AUTO_BUF without a place for a buffer. */
-	if (__builtin_expect(iod->op_flags & UBLK_IO_F_NEED_REG_BUF, 0))
-		return UQ_COPIED;
+	if (__builtin_expect(iod->op_flags & (UBLK_IO_F_NEED_REG_BUF |
+					      UBLK_IO_F_SHMEM_ZC), 0))
+		return data_unusual_way(q, iod, io);
 	return q->way;
 }
 
@@ -252,6 +255,10 @@ void data_get(struct uq_queue *q, uint16_t tag);
 void data_copy(struct uq_queue *q, struct uq_piece *p);
 void data_register(struct uq_queue *q, uint16_t tag);
 void data_unregister(struct uq_queue *q, uint16_t tag);
+
+/* shmem.c: the way of a request whose data is in memory that a client shares */
+uint8_t shm_way(const struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		struct uq_io *io);
 
 /* backing.c: the op of a piece at the file behind it */
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 
 from ublkpy.uring.ffi import check_libc, ffi, lib
@@ -36,6 +37,11 @@ def lock_memory() -> None:
 def set_io_flusher() -> None:
     """Memory reclaim on behalf of this thread and those it starts must not wait for I/O (prctl(2))."""
     check_libc(lib.prctl(lib.PR_SET_IO_FLUSHER, 1, 0, 0, 0), "PR_SET_IO_FLUSHER")
+
+
+def die_with_parent() -> None:
+    """SIGKILL for this process when the thread that started it ends."""
+    check_libc(lib.prctl(lib.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
 
 
 def file_system_type(fd: int) -> int:

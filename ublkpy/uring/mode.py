@@ -13,7 +13,7 @@ batch+...      requests come and results go many at a time (not with get-data)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ublkpy.errors import ConfigError, UblkError
@@ -44,8 +44,8 @@ class Mode:
 
     @property
     def in_place(self) -> bool:
-        """Whether the backing reads and writes the pages of the request itself."""
-        return bool(self.flags & (Feature.SUPPORT_ZERO_COPY | Feature.AUTO_BUF_REG))
+        """Whether the backing reads and writes memory of the client itself."""
+        return bool(self.flags & (Feature.SUPPORT_ZERO_COPY | Feature.AUTO_BUF_REG | Feature.SHMEM_ZC))
 
 
 # With user-copy, for what no file answers: zeroes, Python, and requests that the driver could not register.
@@ -94,6 +94,42 @@ def demand(name: str, features: Feature, depth: int, *, metadata: bool = False) 
     if mode.batch and depth == 1:
         raise ConfigError(f"mode {mode.name} needs a depth of 2 or more", "leave --mode out, or raise --depth")
     return mode
+
+
+def sharing(mode: Mode, features: Feature, recovers: bool) -> Mode:
+    """The same with memory shared by clients (UBLK_F_SHMEM_ZC); UblkError where the driver has none."""
+    if Feature.SHMEM_ZC not in features:
+        raise UblkError(
+            f"this kernel's ublk driver lacks {names(Feature.SHMEM_ZC)}, which --shmem_zc needs",
+            "leave --shmem_zc out, or use Linux 7.1 or newer; ublk features shows what there is",
+        )
+    if recovers and mode.data == lib.UQ_COPY:  # found by auto: check_sharing() says why not
+        mode = MODES[mode.name.replace("copy", "user-copy")]
+    return replace(mode, flags=mode.flags | Feature.SHMEM_ZC)
+
+
+def check_sharing(name: str, recovers: bool) -> None:
+    """ConfigError for a mode that cannot be combined with shared memory, and says why."""
+    if name == "get-data":
+        raise ConfigError(
+            "--shmem_zc and mode get-data exclude each other: the buffer that it names would take the place of the"
+            " client's (ublk_drv.c)",
+            _SHARING_MODES,
+        )
+    if name != "auto" and MODES[name].in_place:
+        raise ConfigError(
+            f"--shmem_zc and mode {name} exclude each other: that already serves requests in the client's memory",
+            _SHARING_MODES,
+        )
+    if recovers and name in ("copy", "batch+copy"):
+        raise ConfigError(
+            f"--shmem_zc with recovery does not go with mode {name}: after a recovery, requests in memory that only"
+            " the old daemon had could not even be copied",
+            "leave --mode out, or say: --mode user-copy or batch+user-copy",
+        )
+
+
+_SHARING_MODES = "leave --mode out, or say: --mode copy, user-copy, batch+copy or batch+user-copy"
 
 
 def names(flags: Iterable[Feature]) -> str:

@@ -9,6 +9,7 @@
  *   queue.c     the ring, the memory, and the loop
  *   driver.c    how requests come and results go: one by one, or in batches
  *   data.c      how their data gets from the driver into our memory and back
+ *   shmem.c     data that is there already, in memory that a client shares
  *   request.c   a request on its way: data in, pieces at the backing, data out
  *   backing.c   a piece at the file behind it
  *   drain.c     telling who waits for it that a range has nothing in flight
@@ -46,6 +47,20 @@ struct uq_metadata {
 	uint16_t slot;		/* UM_FILE: of the map's files */
 };
 
+#define UQ_MAX_SHARED	256
+
+/*
+ * The memory that clients share with us, by the driver's index. Its owner fills
+ * and empties it with the functions below, while queues look into it.
+ */
+struct uq_shared {
+	struct {
+		unsigned char *base;	/* NULL: none */
+		uint64_t len;
+	} bufs[UQ_MAX_SHARED];
+	uint32_t registering;	/* the driver may know one that is not here yet */
+};
+
 struct uq_options {
 	int cdev_fd;		/* borrowed: open for as long as the queue */
 	uint16_t q_id;
@@ -57,6 +72,7 @@ struct uq_options {
 	uint16_t slots;		/* of the ring's table of buffers: of the tags
 				   beyond, UQ_AUTO_BUF copies the data */
 	struct uq_metadata metadata;	/* only with UQ_USER_COPY */
+	const struct uq_shared *shared;	/* borrowed; NULL: no UBLK_F_SHMEM_ZC */
 };
 
 /* What uq_run() came back for, when it is not a negative errno. */
@@ -201,5 +217,14 @@ int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
 void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
 void uq_retry(struct uq_queue *q, uint32_t piece);
 void uq_receive(struct uq_queue *q, uint32_t piece, void *buf);
+
+/*
+ * For one thread at a time, which need not be a queue's. A buffer is shared
+ * when the driver has registered it, and uq_registering() spans both. It is
+ * unshared after the driver, which waits for its requests, has let go of it.
+ */
+void uq_registering(struct uq_shared *s, int is_under_way);
+int uq_share(struct uq_shared *s, uint32_t index, void *base, uint64_t len);
+void uq_unshare(struct uq_shared *s, uint32_t index);
 
 #endif

@@ -8,6 +8,7 @@ from typing import Any
 from ublkpy.uring.ffi import check, ffi, lib
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode
+from ublkpy.uring.shmem import SharedBuffers
 from ublkpy.uring.uapi import IO_DESC_SIZE, IoFlag, Op
 
 # In the ring's table of buffers, which may have more than any queue needs (io_uring/rsrc.c: IORING_MAX_REG_BUFFERS).
@@ -47,6 +48,9 @@ class Request:
         self.offset: int = upcall.pos
         self.length: int = upcall.len
         self.buffer = memoryview(ffi.buffer(upcall.buf, upcall.len) if upcall.buf else b"")
+        if self.op is Op.WRITE and IoFlag.SHMEM_ZC in self.flags:  # the client's own memory, perhaps mapped to be read
+            with self.buffer as whole:
+                self.buffer = whole.toreadonly()
         self.early = bool(upcall.early)
         self.answered = False
 
@@ -92,7 +96,8 @@ class Queue:
     """The queue engine. Made, run and closed by one thread: the driver binds each tag to it.
 
     The constructor sends FETCH for every tag; OSError when the driver or io_uring refuses. ``close`` only
-    after ``run`` returned None: until then the kernel may write to the buffers. The map outlives the queue.
+    after ``run`` returned None: until then the kernel may write to the buffers. The map outlives the queue; of shared
+    buffers, those that the driver knows do.
     """
 
     def __init__(
@@ -104,9 +109,11 @@ class Queue:
         mode: Mode,
         target_map: Map,
         iod_bytes: int = IO_DESC_SIZE,
+        shared: SharedBuffers | None = None,
     ) -> None:
         self._queue = ffi.new("struct uq_queue *")
         self._map = target_map
+        self._shared = shared
         self._received: dict[int, Any] = {}  # by tag: must outlive the request
         options = ffi.new("struct uq_options *")
         options.cdev_fd, options.q_id, options.depth, options.buf_bytes = cdev_fd, q_id, depth, buf_bytes
@@ -115,6 +122,7 @@ class Queue:
         options.iod_bytes = iod_bytes
         if target_map.metadata:
             options.metadata = target_map.metadata.to_c()
+        options.shared = shared.c if shared else ffi.NULL
         check(lib.uq_init(self._queue, options, target_map.c), f"set-up of queue {q_id}")
 
     def run(self) -> IoError | list[Request] | None:

@@ -341,7 +341,7 @@ static void begin(struct uq_queue *q, uint16_t tag)
 		serve(q, iod, p);
 		return;
 	}
-	io->way = data_way(q, iod);
+	io->way = data_way(q, iod, io);
 	if (bytes > q->opt.buf_bytes)
 		io->error = -EIO;
 	if (__builtin_expect(iod->op_flags & UBLK_IO_F_INTEGRITY, 0)) {

@@ -64,10 +64,11 @@ class Op(IntEnum):
 
 
 class IoFlag(IntFlag):
-    """UBLK_IO_F_*: what a request asks for besides."""
+    """UBLK_IO_F_*: what a request asks for besides; SHMEM_ZC: its data is in memory that the client shares."""
 
     FUA = lib.UBLK_IO_F_FUA
     NOUNMAP = lib.UBLK_IO_F_NOUNMAP
+    SHMEM_ZC = lib.UBLK_IO_F_SHMEM_ZC
 
 
 class Attr(IntFlag):

@@ -21,6 +21,8 @@
 #define UBLK_U_CMD_END_USER_RECOVERY	0xc0207511U
 #define UBLK_U_CMD_GET_FEATURES		0x80207513U
 #define UBLK_U_CMD_DEL_DEV_ASYNC	0x80207514U
+#define UBLK_U_CMD_REG_BUF		0xc0207518U
+#define UBLK_U_CMD_UNREG_BUF		0xc0207519U
 
 /* I/O commands on /dev/ublkcN: _IOWR('u', nr, 16 bytes) */
 #define UBLK_U_IO_FETCH_REQ		0xc0107520U
@@ -90,6 +92,14 @@
 #define UBLK_IO_F_NOUNMAP		(1U << 15)
 #define UBLK_IO_F_NEED_REG_BUF		(1U << 17)
 #define UBLK_IO_F_INTEGRITY		(1U << 18)
+#define UBLK_IO_F_SHMEM_ZC		(1U << 19)
+
+/* ublksrv_io_desc.addr with that: a registered buffer, and a place in it */
+#define UBLK_SHMEM_ZC_OFF_MASK		0xffffffffULL
+#define UBLK_SHMEM_ZC_IDX_OFF		32
+
+/* in ublk_shmem_buf_reg.flags */
+#define UBLK_SHMEM_BUF_READ_ONLY	(1U << 0)
 
 #define UBLK_ATTR_READ_ONLY		(1U << 0)
 #define UBLK_ATTR_ROTATIONAL		(1U << 1)
@@ -136,6 +146,13 @@ struct ublksrv_ctrl_dev_info {
 	uint32_t owner_gid;
 	uint64_t reserved1;
 	uint64_t reserved2;
+};
+
+struct ublk_shmem_buf_reg {
+	uint64_t addr;		/* both in whole pages */
+	uint64_t len;
+	uint32_t flags;
+	uint32_t reserved;
 };
 
 struct ublksrv_io_desc {
@@ -229,6 +246,7 @@ struct ublk_params {
 
 _Static_assert(sizeof(struct ublksrv_ctrl_cmd) == 32, "ctrl_cmd");
 _Static_assert(sizeof(struct ublksrv_ctrl_dev_info) == 64, "dev_info");
+_Static_assert(sizeof(struct ublk_shmem_buf_reg) == 24, "shmem_buf_reg");
 _Static_assert(sizeof(struct ublksrv_io_desc) == 24, "io_desc");
 _Static_assert(sizeof(struct ublksrv_io_cmd) == 16, "io_cmd");
 _Static_assert(sizeof(struct ublk_batch_io) == 16, "batch_io");
