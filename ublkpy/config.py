@@ -53,6 +53,11 @@ class DeviceOptions(Configurable):
         help="when the daemon dies: none removes the device; queue holds new requests for ublk recover; reissue"
         " also sends those in flight again; fail answers with errors until then",
     )
+    shmem_zc: bool = option(False, help="serve requests in memory that clients share, without a copy: docs/shmem.md")
+    htlb: Path | None = option(None, help="share this hugetlbfs file from the start; needs --shmem_zc")
+    rdonly_shmem_buf: bool = option(
+        False, help="map shared memory to be read only: only writes go without a copy; needs --shmem_zc"
+    )
     log: Path | None = option(
         None, help="append the daemon's log to this file; default: the journal, else /var/log/ublkpy.log"
     )
@@ -98,7 +103,18 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
                 f"{file.place}no {opt.name} given: target {target_type} needs {flags}, {opt.help}",
                 f"ublk help -t {target_type}",
             )
-    return DeviceConfig(DeviceOptions(file.device | said.device), cls(values))
+    return DeviceConfig(_checked(DeviceOptions(file.device | said.device)), cls(values))
+
+
+def _checked(device: DeviceOptions) -> DeviceOptions:
+    """The options, if they go together."""
+    if device.shmem_zc:
+        mode.check_sharing(device.mode, device.recovery != "none")
+    else:
+        for name, value in (("htlb", device.htlb), ("rdonly_shmem_buf", device.rdonly_shmem_buf)):
+            if value:
+                raise ConfigError(f"--{name} is about shared memory, which is off", "add --shmem_zc, too")
+    return device
 
 
 def from_dump(data: Mapping[str, Any]) -> DeviceConfig:

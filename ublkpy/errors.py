@@ -122,6 +122,16 @@ _COMMAND_ERRORS: dict[tuple[str, int], tuple[type[UblkError], str, str]] = {
         "the block device of an earlier life of id {id} is still held open",
         "close whatever uses /dev/ublkb{id} (see: fuser -v /dev/ublkb{id}) and try again",
     ),
+    ("REG_BUF", errno.EEXIST): (
+        BusyError,
+        "some of this memory is shared with device {id} already",
+        "share it once, in one piece",
+    ),
+    ("REG_BUF", errno.EFAULT): (
+        UblkError,
+        "the driver cannot pin this memory for device {id}",
+        "it must be memory as that of a memfd or of a hugetlbfs file, and there must be enough of it",
+    ),
     ("START_USER_RECOVERY", errno.EBUSY): (
         BusyError,
         "device {id} is still held by its old daemon, or is not waiting for a new one",

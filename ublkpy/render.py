@@ -78,7 +78,7 @@ def _row(device: DeviceStatus) -> list[object]:
         "-" if device.size is None else format_size(device.size),
         info.state.name,
         f"{info.nr_hw_queues}x{info.queue_depth}",
-        known.mode if known else "-",
+        known.mode + "+shmem" * (Feature.SHMEM_ZC in info.flags) if known else "-",
         device.pid or "-",
         "  ".join(filter(None, (backing or "-", note and f"({note})"))),
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from ublkpy.daemon import inspect, state
 from ublkpy.daemon.delete import delete
 from ublkpy.errors import UblkError
+from ublkpy.shmem import socket_path
 
 _OURS = {Path(program).resolve() for program in (sys.executable, shutil.which("fio")) if program}
 
@@ -20,7 +21,7 @@ def present() -> set[str]:
     """Devices, their nodes and state files, and all processes."""
     devices = {f"device {dev_id}" for dev_id in inspect.device_ids()}
     nodes = {str(node) for node in Path("/dev").glob("ublk[bc]*")}
-    files = {str(file) for file in state.RUN_DIR.glob("*")}
+    files = {str(file) for folder in (state.RUN_DIR, socket_path(0).parent) for file in folder.glob("*")}
     return devices | nodes | files | {f"process {pid}" for pid in os.listdir("/proc") if pid.isdigit()}  # noqa: PTH208
 
 
@@ -64,5 +65,5 @@ def clear(left: set[str]) -> None:
         if kind == "device":
             with contextlib.suppress(UblkError):
                 delete(int(name), force=True, timeout=20)
-        elif what.startswith(str(state.RUN_DIR)):
+        elif what.startswith("/run/"):
             Path(what).unlink(missing_ok=True)

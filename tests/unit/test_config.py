@@ -65,6 +65,8 @@ def test_defaults_of_a_device() -> None:
         "io_desc_size": 24,
         "mode": "auto",
         "recovery": "none",
+        "shmem_zc": False,
+        "rdonly_shmem_buf": False,
     }
 
 
@@ -146,7 +148,7 @@ def test_unknown_key(write: Write) -> None:
 def test_unknown_key_that_is_like_no_other_lists_them_all(write: Write) -> None:
     assert mistakes(write("zzz: 1\ntarget: {type: null}"))[0] == (
         "1: zzz: unknown key; known here: id, queues, depth, max_io_buf_bytes, io_desc_size, mode, recovery,"
-        " log, target"
+        " shmem_zc, htlb, rdonly_shmem_buf, log, target"
     )
 
 
@@ -520,3 +522,25 @@ def test_dump_round_trip(config: DeviceConfig) -> None:
     assert vars(again.device) == vars(config.device)
     assert vars(again.target) == vars(config.target)
     assert again.dump() == config.dump()
+
+
+# -- shared memory -------------------------------------------------------------------------
+
+
+def test_shared_memory(write: Write) -> None:
+    path = write("shmem_zc: true\nhtlb: huge\nrdonly_shmem_buf: true\ntarget: {type: 'null'}\n")
+    device = build(Draft(), read_yaml(path)).device
+    assert (device.shmem_zc, device.htlb, device.rdonly_shmem_buf) == (True, path.parent / "huge", True)
+
+
+@pytest.mark.parametrize("name", ["htlb", "rdonly_shmem_buf"])
+def test_what_is_only_about_shared_memory(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name} is about shared memory, which is off"):
+        build(Draft(device={name: Path("/huge")}, target_type="null"))
+
+
+def test_shared_memory_in_a_mode_that_has_no_use_for_it() -> None:
+    with pytest.raises(ConfigError, match="--shmem_zc and mode get-data exclude each other"):
+        build(Draft(device={"shmem_zc": True, "mode": "get-data"}, target_type="null"))
+    with pytest.raises(ConfigError, match="--shmem_zc with recovery does not go with mode copy"):
+        build(Draft(device={"shmem_zc": True, "mode": "copy", "recovery": "fail"}, target_type="null"))

@@ -130,8 +130,21 @@ class Control:
 
     def delete_async(self, dev_id: int, timeout: float) -> None:
         """DEL_DEV_ASYNC: the same without the last wait. Before Linux 6.9, which has no such command, DEL_DEV."""
-        if not self._call("DEL_DEV_ASYNC", dev_id, timeout=timeout, accept=errno.EOPNOTSUPP):
+        if self._call("DEL_DEV_ASYNC", dev_id, timeout=timeout, accept=errno.EOPNOTSUPP) < 0:
             self.delete(dev_id, timeout)
+
+    def register_buffer(self, dev_id: int, address: int, length: int, *, read_only: bool, timeout: float) -> int:
+        """REG_BUF: have the driver know this memory of ours, in whole pages, when requests are in it; its index.
+
+        Waits until no request is in flight, and holds new ones up. The pages stay pinned until UNREG_BUF.
+        """
+        buf = ffi.new("struct ublk_shmem_buf_reg *")
+        buf.addr, buf.len, buf.flags = address, length, lib.UBLK_SHMEM_BUF_READ_ONLY if read_only else 0
+        return self._call("REG_BUF", dev_id, buf=buf, timeout=timeout)
+
+    def unregister_buffer(self, dev_id: int, index: int, timeout: float) -> None:
+        """UNREG_BUF: have the driver let go of it, after the same wait. One that it does not know is no error."""
+        self._call("UNREG_BUF", dev_id, data=index, timeout=timeout, accept=errno.ENOENT)
 
     def _call(
         self,
@@ -143,8 +156,8 @@ class Control:
         timeout: float = QUICK,
         abort_fd: int = -1,
         accept: int = 0,
-    ) -> bool:
-        """Send a command and wait for its end; False if it failed with the errno ``accept``."""
+    ) -> int:
+        """Send a command and wait for its result; that is -``accept`` if it failed with this errno."""
         cmd = ffi.new("struct ublksrv_ctrl_cmd *")
         cmd.dev_id = dev_id
         cmd.queue_id = _NO_QUEUE
@@ -156,7 +169,7 @@ class Control:
             cmd.len = ffi.sizeof(buf) if kind.kind == "array" else ffi.sizeof(kind.item)
         code = getattr(lib, f"UBLK_U_CMD_{command}")
         try:
-            self._ring.call(code, cmd, timeout, keep=(buf,), abort_fd=abort_fd)
+            return self._ring.call(code, cmd, timeout, keep=(buf,), abort_fd=abort_fd)
         except TimeoutError as e:
             raise UblkError(
                 f"{command} of device {dev_id} is not done after {timeout:g} s",
@@ -166,9 +179,8 @@ class Control:
             raise InterruptedByUser(f"{command} of device {dev_id} was interrupted") from e
         except OSError as e:
             if e.errno == accept:
-                return False
+                return -accept
             raise command_error(command, e.errno or errno.EIO, dev_id) from e
-        return True
 
 
 def _may_administer() -> bool:

@@ -41,7 +41,7 @@ def recover(dev_id: int) -> None:
         config, mode = from_dump(known.config), MODES[known.mode]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
-    plan = Plan(config, _when_released(dev_id, config.target.open), known.cookie)
+    plan = Plan(config, _when_released(dev_id, config.target.open), known.cookie, known.shmem)
 
     def begin(server: Server) -> DevInfo:
         # Here, not before the fork: it waits for a mutex where no signal reaches it.

@@ -31,16 +31,20 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ublkpy.config import DeviceConfig
 from ublkpy.daemon import end, inspect, log, state
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
+from ublkpy.daemon.memory import HugeFile
+from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
+from ublkpy.daemon.shmem import Sharing
 from ublkpy.daemon.worker import Worker
 from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.tgt.base import Geometry
 from ublkpy.uring.map import Map
-from ublkpy.uring.mode import Mode, demand, names
+from ublkpy.uring.mode import Mode, demand, names, sharing
 from ublkpy.uring.uapi import IO_DESC_SIZE, SECTOR, Attr, DevInfo, Feature, Params
 
 _log = logging.getLogger(__name__)
@@ -48,7 +52,7 @@ _log = logging.getLogger(__name__)
 _OPEN_DEADLINE = 10.0
 _HELPER_DEADLINE = 120.0
 
-BRING_UP_DEADLINE = _OPEN_DEADLINE + 2 * START_DEADLINE + _HELPER_DEADLINE
+BRING_UP_DEADLINE = _OPEN_DEADLINE + 2 * START_DEADLINE + 2 * SHMEM_DEADLINE + _HELPER_DEADLINE
 """Seconds after which a daemon serves, or has said why not: all that it waits for, and then taking it back."""
 
 _RECOVERY_FLAGS = {
@@ -63,12 +67,14 @@ _RECOVERY_FLAGS = {
 class Plan:
     """What a daemon is to serve; decided before the fork.
 
-    ``cookie`` marks the device as the one of this plan, in the driver and in the state file.
+    ``cookie`` marks the device as the one of this plan, in the driver and in the state file. ``stale_buffers``
+    are the shared ones that the driver knows from a daemon before.
     """
 
     config: DeviceConfig
     geometry: Geometry
     cookie: int
+    stale_buffers: Sequence[int] = ()
 
     def features(self) -> dict[str, Feature]:
         """What the driver must have, by what needs it; the mode comes on top."""
@@ -111,9 +117,13 @@ class Server:
     """Serves one device; everything here runs in the daemon's main thread."""
 
     def __init__(self, plan: Plan) -> None:
+        """UblkError when what the device shares cannot be opened."""
         self._plan = plan
         self._workers: list[Worker] = []
         self._map: Map | None = None
+        self._sharing: Sharing | None = None
+        device = plan.config.device
+        self._htlb = HugeFile.open(device.htlb, read_only=device.rdonly_shmem_buf) if device.htlb else None
         self._helper: subprocess.Popen[bytes] | None = None
         self._cdev_fd = -1
         self._refused = False
@@ -145,6 +155,8 @@ class Server:
                 if flags & ~features:
                     raise _unsupported(flags & ~features, what)
             mode = demand(options.mode, features, options.depth, metadata=self._plan.geometry.integrity is not None)
+            if options.shmem_zc:
+                mode = sharing(mode, features, options.recovery != "none")
             needed[f"mode {mode.name}"] = mode.flags
             info = control.add(replace(wanted, flags=functools.reduce(operator.or_, needed.values())))
             try:
@@ -157,6 +169,8 @@ class Server:
                 control.set_params(info.dev_id, self._plan.params(info.max_io_buf_bytes, mode))
                 self._bring_up(control, info, mode)
                 control.start(info.dev_id, self._wake_r.fileno())
+                if self._sharing:
+                    self._sharing.begin(self._htlb)
             except BaseException as e:
                 self.abandon(info.dev_id)
                 raise self._cause(e) from e
@@ -173,6 +187,11 @@ class Server:
                 if info.dev_id not in inspect.device_ids():  # deleted meanwhile, and our state file after that
                     state.remove(info.dev_id, self._plan.cookie)
                 raise self._cause(e) from e
+        if self._sharing:
+            try:
+                self._sharing.begin(self._htlb, self._plan.stale_buffers)
+            except UblkError as e:  # all else works again
+                _log.error("%s", e.message)
 
     def unheard(self) -> None:
         """The command that waited for us was killed: nobody knows of a device that is new, so it ends."""
@@ -205,6 +224,11 @@ class Server:
         """Open the character device, start the queues, write the state file."""
         self._cdev_fd = _open_cdev(info.dev_id)
         self._map = self._plan.config.target.map(self._plan.geometry.size)
+        options = self._plan.config.device
+        if options.shmem_zc:
+            self._sharing = Sharing(
+                info.dev_id, self._plan.cookie, read_only=options.rdonly_shmem_buf, save=self._save_buffers
+            )
         self._workers = [
             Worker(
                 q_id,
@@ -217,6 +241,7 @@ class Server:
                 self._map,
                 control.affinity(info.dev_id, q_id),
                 self._wake,
+                self._sharing.buffers if self._sharing else None,
             )
             for q_id in range(info.nr_hw_queues)
         ]
@@ -229,24 +254,27 @@ class Server:
             if worker.error:
                 raise worker.error
         config, target = self._plan.config, self._plan.config.target
-        state.write(
-            state.DeviceState(
-                dev_id=info.dev_id,
-                cookie=self._plan.cookie,
-                pid=os.getpid(),
-                start_time=state.process_start_time(os.getpid()) or 0,
-                mode=mode.name,
-                queues=[worker.state() for worker in self._workers],
-                config=config.dump(),
-                target={
-                    "name": target.name,
-                    "type": 0,
-                    "dev_size": self._plan.geometry.size,
-                    **target.status(),
-                },
-                backing=target.backing(),
-            )
+        self._state = state.DeviceState(
+            dev_id=info.dev_id,
+            cookie=self._plan.cookie,
+            pid=os.getpid(),
+            start_time=state.process_start_time(os.getpid()) or 0,
+            mode=mode.name,
+            queues=[worker.state() for worker in self._workers],
+            config=config.dump(),
+            target={
+                "name": target.name,
+                "type": 0,
+                "dev_size": self._plan.geometry.size,
+                **target.status(),
+            },
+            backing=target.backing(),
         )
+        self._save_buffers(self._plan.stale_buffers)
+
+    def _save_buffers(self, indices: Sequence[int]) -> None:
+        """Write the state file, with the shared buffers that the driver knows. Raises UblkError."""
+        state.write(replace(self._state, shmem=list(indices)))
 
     def _cause(self, e: BaseException) -> BaseException:
         """What to tell the user: rather than the interruption, what caused it."""
@@ -331,11 +359,15 @@ class Server:
                 os._exit(1)
 
     def _close(self) -> None:
+        if self._sharing:
+            self._sharing.close()  # before the id, and so the path of its socket, can be another's
         if self._cdev_fd >= 0:
             os.close(self._cdev_fd)
             self._cdev_fd = -1
         if self._map and not any(worker.serving for worker in self._workers):
             self._map.close()
+        if self._htlb:
+            self._htlb.close()
         self._plan.config.target.close()
 
 

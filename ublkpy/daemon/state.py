@@ -12,11 +12,12 @@ import json
 import os
 import re
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ublkpy.errors import UblkError
+from ublkpy.shmem import socket_path
 
 RUN_DIR = Path("/run/ublkpy")
 VERSION = 1
@@ -41,7 +42,8 @@ class DeviceState:
 
     ``cookie`` also stands in the driver's ``ublksrv_flags``: a device with another value is not the one
     that this file is about. ``start_time`` (clock ticks since boot) tells a process from a later one with
-    the same pid. ``target`` is what the target says of itself for ``list``.
+    the same pid. ``target`` is what the target says of itself for ``list``, ``shmem`` the numbers of the buffers
+    that clients share.
     """
 
     dev_id: int
@@ -53,6 +55,7 @@ class DeviceState:
     config: dict[str, Any]
     target: dict[str, Any]
     backing: str
+    shmem: list[int] = field(default_factory=list)
 
     def alive(self) -> bool:
         """Whether the daemon that wrote this is still running."""
@@ -109,13 +112,13 @@ def damaged(dev_id: int, why: Exception) -> UblkError:
 
 
 def remove(dev_id: int, cookie: int | None = None) -> None:
-    """Remove the device's file; with ``cookie``, only if it is that device's."""
+    """Remove the device's file, and a socket that is left; with ``cookie``, only if it is that device's."""
     if cookie is not None:
         with contextlib.suppress(UblkError):
             state = read(dev_id)
             if state and state.cookie != cookie:
                 return
-    for path in (_path(dev_id), _unfinished(dev_id)):
+    for path in (_path(dev_id), _unfinished(dev_id), socket_path(dev_id)):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
 

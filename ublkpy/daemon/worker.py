@@ -14,6 +14,7 @@ from ublkpy.tgt.base import Target
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode
 from ublkpy.uring.queue import IoError, Queue, Request
+from ublkpy.uring.shmem import SharedBuffers
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Worker(threading.Thread):
         target_map: Map,
         cpus: set[int],
         ended: Callable[[], None],
+        shared: SharedBuffers | None = None,
     ) -> None:
         super().__init__(name=f"queue-{q_id}", daemon=True)
         self.q_id = q_id
@@ -53,6 +55,7 @@ class Worker(threading.Thread):
         self._map = target_map
         self._cpus = cpus
         self._ended = ended
+        self._shared = shared
 
     def run(self) -> None:
         try:
@@ -82,7 +85,14 @@ class Worker(threading.Thread):
         except OSError as e:  # a cpuset that excludes them, or none of them is online
             log.warning("queue %d runs on any CPU: %s", self.q_id, e)
         queue = self._queue = Queue(
-            self._cdev_fd, self.q_id, self._depth, self._buf_bytes, self._mode, self._map, self._iod_bytes
+            self._cdev_fd,
+            self.q_id,
+            self._depth,
+            self._buf_bytes,
+            self._mode,
+            self._map,
+            self._iod_bytes,
+            self._shared,
         )
         self.ready.set()
         while event := queue.run():
