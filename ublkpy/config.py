@@ -32,8 +32,11 @@ class DeviceOptions(Configurable):
     """What can be said about any device, whatever its target. Sizes in bytes."""
 
     id: int = option(-1, "-n", "--number", help="device id; -1: the lowest free one", minimum=-1, maximum=2**20 - 1)
-    queues: int = option(1, "-q", help="hardware queues, one thread each", minimum=1, maximum=4096)
+    queues: int = option(1, "-q", help="hardware queues", minimum=1, maximum=4096)
     depth: int = option(128, "-d", help="requests in flight per queue", minimum=1, maximum=MAX_QUEUE_DEPTH)
+    threads_per_queue: int = option(
+        1, "-T", help="threads that serve each queue, at most its depth", minimum=1, maximum=MAX_QUEUE_DEPTH
+    )
     max_io_buf_bytes: Size = option(
         "512k", help="largest request, and buffer per request", minimum=4096, maximum=32 << 20, multiple=4096
     )
@@ -114,6 +117,12 @@ def _checked(device: DeviceOptions) -> DeviceOptions:
         for name, value in (("htlb", device.htlb), ("rdonly_shmem_buf", device.rdonly_shmem_buf)):
             if value:
                 raise ConfigError(f"--{name} is about shared memory, which is off", "add --shmem_zc, too")
+    if device.threads_per_queue > device.depth:
+        raise ConfigError(
+            f"{device.threads_per_queue} threads per queue need a depth of {device.threads_per_queue} or more,"
+            f" not {device.depth}",
+            "lower --threads_per_queue, or raise --depth",
+        )
     return device
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from ublkpy.daemon.inspect import DeviceStatus, thread_affinity
@@ -50,7 +51,7 @@ _FEATURE_GIVES = {
     Feature.UPDATE_SIZE: "a live device can be resized",
     Feature.AUTO_BUF_REG: "zero copy without commands of its own",
     Feature.QUIESCE: "a daemon can be replaced on purpose",
-    Feature.PER_IO_DAEMON: "several threads can serve one queue",
+    Feature.PER_IO_DAEMON: "several threads can serve one queue (-T)",
     Feature.BUF_REG_OFF_DAEMON: "buffers can be registered by any thread",
     Feature.BATCH_IO: "many requests per command",
     Feature.INTEGRITY: "metadata with each block (--metadata_size)",
@@ -95,9 +96,10 @@ def ublksrv_dump(device: DeviceStatus) -> str:
         f"\tublkc: {device.char_devno} ublkb: {disk.devno if disk else '0:0'} owner: {info.owner_uid}:{info.owner_gid}",
     ]
     if known:
-        for queue in known.queues:
-            cpus = "".join(f"{cpu} " for cpu in thread_affinity(queue))
-            lines.append(f"\tqueue {queue.q_id}: tid {queue.tid} affinity({cpus})")
+        # A line a queue: of several threads the first one, for all of them have the same CPUs.
+        for q_id, (first, *_) in groupby(known.queues, key=lambda thread: thread.q_id):
+            cpus = "".join(f"{cpu} " for cpu in thread_affinity(first))
+            lines.append(f"\tqueue {q_id}: tid {first.tid} affinity({cpus})")
         target = json.dumps(known.target, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         lines.append(f"\ttarget {target}")
     return "\n".join(lines)

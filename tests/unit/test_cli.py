@@ -220,6 +220,8 @@ def test_extra_recovery_switches_are_named(ublk: Run) -> None:
         (["-q2", "-d64"], {"queues": 2, "depth": 64}),
         (["-d", "64"], {"depth": 64}),
         (["--depth", "64"], {"depth": 64}),
+        (["-T", "4"], {"threads_per_queue": 4}),
+        (["--threads_per_queue", "4"], {"threads_per_queue": 4}),
         (["--max_io_buf_bytes", "1048576"], {"max_io_buf_bytes": 1 << 20}),
         (["--max-io-buf-bytes", "1M"], {"max_io_buf_bytes": 1 << 20}),
         (["-r", "1"], {"recovery": "queue"}),

@@ -61,6 +61,7 @@ def test_defaults_of_a_device() -> None:
         "id": -1,
         "queues": 1,
         "depth": 128,
+        "threads_per_queue": 1,
         "max_io_buf_bytes": 512 << 10,
         "io_desc_size": 24,
         "mode": "auto",
@@ -147,8 +148,8 @@ def test_unknown_key(write: Write) -> None:
 
 def test_unknown_key_that_is_like_no_other_lists_them_all(write: Write) -> None:
     assert mistakes(write("zzz: 1\ntarget: {type: null}"))[0] == (
-        "1: zzz: unknown key; known here: id, queues, depth, max_io_buf_bytes, io_desc_size, mode, recovery,"
-        " shmem_zc, htlb, rdonly_shmem_buf, log, target"
+        "1: zzz: unknown key; known here: id, queues, depth, threads_per_queue, max_io_buf_bytes, io_desc_size, mode,"
+        " recovery, shmem_zc, htlb, rdonly_shmem_buf, log, target"
     )
 
 
@@ -482,6 +483,13 @@ def test_required_option_that_nobody_gave() -> None:
     with pytest.raises(ConfigError, match=r"^no file given: target loop needs -f or --file") as caught:
         build(Draft(target_type="loop"))
     assert caught.value.hint == "ublk help -t loop"
+
+
+def test_more_threads_than_requests() -> None:
+    with pytest.raises(ConfigError, match=r"^9 threads per queue need a depth of 9 or more, not 8") as caught:
+        build(Draft({"threads_per_queue": 9}), Draft({"depth": 8}, "null"))
+    assert caught.value.hint == "lower --threads_per_queue, or raise --depth"
+    assert build(Draft({"threads_per_queue": 8}), Draft({"depth": 8}, "null")).device.threads_per_queue == 8
 
 
 # -- state file ----------------------------------------------------------------------------

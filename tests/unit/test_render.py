@@ -111,6 +111,17 @@ def test_affinity_is_that_of_the_thread_now(ours: DeviceStatus) -> None:
     assert f"\tqueue 0: tid {os.getpid()} affinity({cpus})\n" in shown
 
 
+def test_a_queue_with_several_threads_has_one_line(ours: DeviceStatus) -> None:
+    assert ours.known
+    queues = [QueueState(q_id, NO_PROCESS + tid, [q_id]) for q_id, tid in ((0, 0), (0, 2), (1, 1), (1, 3))]
+    several = replace(ours, known=replace(ours.known, queues=queues))
+    assert [line for line in render.ublksrv_dump(several).splitlines() if line.startswith("\tqueue")] == [
+        f"\tqueue 0: tid {NO_PROCESS} affinity(0 )",
+        f"\tqueue 1: tid {NO_PROCESS + 1} affinity(1 )",
+    ]
+    assert [thread["tid"] - NO_PROCESS for thread in several.to_dict()["queue_threads"]] == [0, 2, 1, 3]
+
+
 def test_target_line_keeps_names_as_they_are(ours: DeviceStatus) -> None:
     assert ours.known
     known = replace(ours.known, target={"name": "loop", "backing_file": '/Bücher/"x"'})

@@ -140,7 +140,7 @@ def find_by_cookie(cookie: int) -> int | None:
 
 
 def thread_affinity(queue: state.QueueState) -> list[int]:
-    """The CPUs that a queue's thread runs on now; those it was given if it is gone."""
+    """The CPUs that a thread of a queue runs on now; those it was given if it is gone."""
     try:
         return sorted(os.sched_getaffinity(queue.tid))
     except OSError:

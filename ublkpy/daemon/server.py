@@ -31,7 +31,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ublkpy.config import DeviceConfig
@@ -45,6 +45,7 @@ from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.tgt.base import Geometry
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, demand, names, sharing
+from ublkpy.uring.queue import Memory
 from ublkpy.uring.uapi import IO_DESC_SIZE, SECTOR, Attr, DevInfo, Feature, Params
 
 _log = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ class Server:
         """UblkError when what the device shares cannot be opened."""
         self._plan = plan
         self._workers: list[Worker] = []
+        self._memories: list[Memory] = []
         self._map: Map | None = None
         self._sharing: Sharing | None = None
         device = plan.config.device
@@ -154,7 +156,13 @@ class Server:
             for what, flags in needed.items():
                 if flags & ~features:
                     raise _unsupported(flags & ~features, what)
-            mode = demand(options.mode, features, options.depth, metadata=self._plan.geometry.integrity is not None)
+            mode = demand(
+                options.mode,
+                features,
+                options.depth,
+                options.threads_per_queue,
+                metadata=self._plan.geometry.integrity is not None,
+            )
             if options.shmem_zc:
                 mode = sharing(mode, features, options.recovery != "none")
             needed[f"mode {mode.name}"] = mode.flags
@@ -229,30 +237,20 @@ class Server:
             self._sharing = Sharing(
                 info.dev_id, self._plan.cookie, read_only=options.rdonly_shmem_buf, save=self._save_buffers
             )
-        self._workers = [
-            Worker(
-                q_id,
-                info.queue_depth,
-                info.max_io_buf_bytes,
-                info.io_desc_size,
-                self._cdev_fd,
-                mode,
-                self._plan.config.target,
-                self._map,
-                control.affinity(info.dev_id, q_id),
-                self._wake,
-                self._sharing.buffers if self._sharing else None,
+        shared = self._sharing.buffers if self._sharing else None
+        threads = options.threads_per_queue
+        cpus = [control.affinity(info.dev_id, q_id) for q_id in range(info.nr_hw_queues)]
+        for q_id in range(info.nr_hw_queues):
+            self._memories.append(
+                Memory(self._cdev_fd, q_id, info.queue_depth, info.max_io_buf_bytes, threads, info.io_desc_size),
             )
-            for q_id in range(info.nr_hw_queues)
-        ]
-        for worker in self._workers:
-            worker.start()
-        deadline = time.monotonic() + START_DEADLINE
-        for worker in self._workers:
-            if not worker.ready.wait(deadline - time.monotonic()):
-                raise UblkError(f"queue {worker.q_id} did not get ready within {START_DEADLINE:g} s")
-            if worker.error:
-                raise worker.error
+        # In batch mode the first thread of a queue tells the driver the tags that all of them then fetch.
+        for group in (range(1), range(1, threads)):
+            self._start_workers(
+                Worker(memory, thread, mode, self._plan.config.target, self._map, cpus[memory.q_id], self._wake, shared)
+                for memory in self._memories
+                for thread in group
+            )
         config, target = self._plan.config, self._plan.config.target
         self._state = state.DeviceState(
             dev_id=info.dev_id,
@@ -260,7 +258,7 @@ class Server:
             pid=os.getpid(),
             start_time=state.process_start_time(os.getpid()) or 0,
             mode=mode.name,
-            queues=[worker.state() for worker in self._workers],
+            queues=sorted((worker.state() for worker in self._workers), key=lambda thread: thread.q_id),
             config=config.dump(),
             target={
                 "name": target.name,
@@ -276,6 +274,26 @@ class Server:
         """Write the state file, with the shared buffers that the driver knows. Raises UblkError."""
         state.write(replace(self._state, shmem=list(indices)))
 
+    def _start_workers(self, workers: Iterable[Worker]) -> None:
+        """Start them, and wait until each is ready."""
+        started = []
+        for worker in workers:
+            try:
+                worker.start()
+            except RuntimeError as e:
+                raise UblkError(
+                    f"cannot start a thread for queue {worker.q_id}: the system allows no more",
+                    "use fewer queues or threads, or raise the limit (ulimit -u, pids.max of the cgroup)",
+                ) from e
+            self._workers.append(worker)
+            started.append(worker)
+        deadline = time.monotonic() + START_DEADLINE
+        for worker in started:
+            if not worker.ready.wait(deadline - time.monotonic()):
+                raise UblkError(f"queue {worker.q_id} did not get ready within {START_DEADLINE:g} s")
+            if worker.error:
+                raise worker.error
+
     def _cause(self, e: BaseException) -> BaseException:
         """What to tell the user: rather than the interruption, what caused it."""
         for worker in self._workers:
@@ -284,11 +302,10 @@ class Server:
         if isinstance(e, InterruptedByUser) and not self._woken(timeout=0):
             return UblkError("the device was stopped by another process while it was set up", "try again")
         if isinstance(e, OSError):
-            hint = (
-                "use a smaller depth, fewer queues or smaller buffers (max_io_buf_bytes)"
-                if e.errno == errno.ENOMEM
-                else "the kernel log (dmesg) may say why"
-            )
+            hint = {
+                errno.ENOMEM: "use a smaller depth, fewer queues or smaller buffers (max_io_buf_bytes)",
+                errno.EMFILE: "use fewer queues or threads, or raise the limit of open files (ulimit -n)",
+            }.get(e.errno or 0, "the kernel log (dmesg) may say why")
             return UblkError(f"cannot serve the device: {e.strerror}", hint)
         return e
 
@@ -297,8 +314,7 @@ class Server:
         self._start_helper(dev_id, force=True)
         deadline = time.monotonic() + (_HELPER_DEADLINE if self._helper else 0)
         for worker in self._workers:
-            if worker.ident is not None:
-                worker.join(max(0, deadline - time.monotonic()))
+            worker.join(max(0, deadline - time.monotonic()))
             if not worker.serving:
                 worker.release()
         self._close()
@@ -364,8 +380,11 @@ class Server:
         if self._cdev_fd >= 0:
             os.close(self._cdev_fd)
             self._cdev_fd = -1
-        if self._map and not any(worker.serving for worker in self._workers):
-            self._map.close()
+        if not any(worker.serving for worker in self._workers):
+            for memory in self._memories:
+                memory.close()
+            if self._map:
+                self._map.close()
         if self._htlb:
             self._htlb.close()
         self._plan.config.target.close()

@@ -29,7 +29,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class QueueState:
-    """One queue: the thread that serves it and the CPUs that it was given."""
+    """A thread that serves a queue, and the CPUs that it was given."""
 
     q_id: int
     tid: int
@@ -42,8 +42,8 @@ class DeviceState:
 
     ``cookie`` also stands in the driver's ``ublksrv_flags``: a device with another value is not the one
     that this file is about. ``start_time`` (clock ticks since boot) tells a process from a later one with
-    the same pid. ``target`` is what the target says of itself for ``list``, ``shmem`` the numbers of the buffers
-    that clients share.
+    the same pid. ``queues`` lists the threads of each queue in turn. ``target`` is what the target says of itself
+    for ``list``, ``shmem`` the numbers of the buffers that clients share.
     """
 
     dev_id: int

@@ -1,4 +1,4 @@
-"""The thread of one queue."""
+"""A thread of a queue."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ from ublkpy.daemon.state import QueueState
 from ublkpy.tgt.base import Target
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode
-from ublkpy.uring.queue import IoError, Queue, Request
+from ublkpy.uring.queue import IoError, Memory, Queue, Request
 from ublkpy.uring.shmem import SharedBuffers
 
 log = logging.getLogger(__name__)
 
 
 class Worker(threading.Thread):
-    """Serves one queue from FETCH to the driver's last abort.
+    """Serves one queue, or as number ``thread`` of several its share, from FETCH to the driver's last abort.
 
-    ``ready`` is set when all FETCHes are sent or ``error`` says why not. When the queue has ended,
+    ``ready`` is set when all FETCHes are sent or ``error`` says why not. When the thread has ended,
     ``serving`` turns False and then ``ended`` is called, in this thread, as the last thing.
     """
 
     def __init__(
         self,
-        q_id: int,
-        depth: int,
-        buf_bytes: int,
-        iod_bytes: int,
-        cdev_fd: int,
+        memory: Memory,
+        thread: int,
         mode: Mode,
         target: Target,
         target_map: Map,
@@ -40,16 +37,14 @@ class Worker(threading.Thread):
         ended: Callable[[], None],
         shared: SharedBuffers | None = None,
     ) -> None:
-        super().__init__(name=f"queue-{q_id}", daemon=True)
-        self.q_id = q_id
+        super().__init__(name=f"queue-{memory.q_id}.{thread}", daemon=True)
+        self.q_id = memory.q_id
         self.error: BaseException | None = None
         self.ready = threading.Event()
         self.serving = True
         self._queue: Queue | None = None
-        self._depth = depth
-        self._buf_bytes = buf_bytes
-        self._iod_bytes = iod_bytes
-        self._cdev_fd = cdev_fd
+        self._memory = memory
+        self._thread = thread
         self._mode = mode
         self._target = target
         self._map = target_map
@@ -68,7 +63,7 @@ class Worker(threading.Thread):
             self._ended()
 
     def state(self) -> QueueState:
-        """The queue as the state file describes it. Any thread, once ``ready`` is set."""
+        """This thread as the state file describes it. Any thread, once ``ready`` is set."""
         return QueueState(self.q_id, self.native_id or 0, sorted(self._cpus))
 
     def release(self) -> None:
@@ -84,16 +79,7 @@ class Worker(threading.Thread):
             os.sched_setaffinity(0, self._cpus)
         except OSError as e:  # a cpuset that excludes them, or none of them is online
             log.warning("queue %d runs on any CPU: %s", self.q_id, e)
-        queue = self._queue = Queue(
-            self._cdev_fd,
-            self.q_id,
-            self._depth,
-            self._buf_bytes,
-            self._mode,
-            self._map,
-            self._iod_bytes,
-            self._shared,
-        )
+        queue = self._queue = Queue(self._memory, self._mode, self._map, self._thread, self._shared)
         self.ready.set()
         while event := queue.run():
             if isinstance(event, IoError):

@@ -77,8 +77,9 @@ class Target(Configurable, ABC):
         """Where the ``size`` bytes of the device live. Runs in the daemon, after ``open``."""
 
     def upcall(self, requests: Sequence[Request]) -> None:
-        """Answer the requests that the map leaves to Python, now or later. Runs in the thread of a queue.
+        """Answer the requests that the map leaves to Python, now or later. Runs in a thread of their queue.
 
+        Several such calls may run at once: for each queue as many as it has threads.
         OSError is the answer to those that it leaves, any other exception is EIO and a traceback in the log.
         """
         raise NotImplementedError(f"the map of {self.name} asks for what it cannot answer")

@@ -201,6 +201,8 @@ struct uq_options {
     int cdev_fd;
     uint16_t q_id;
     uint16_t depth;
+    uint16_t threads;
+    uint16_t thread;
     uint16_t iod_bytes;
     uint32_t buf_bytes;
     uint8_t data;
@@ -210,6 +212,8 @@ struct uq_options {
     const struct uq_shared *shared;
     ...;
 };
+
+struct uq_memory { ...; };
 
 struct uq_queue {
     uint64_t errors;
@@ -229,8 +233,10 @@ struct uq_upcall {
     uint8_t early;
 };
 
+int uq_map_memory(struct uq_memory *m, const struct uq_options *opt);
+void uq_unmap_memory(struct uq_memory *m);
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
-            struct um_map *map);
+            const struct uq_memory *memory, struct um_map *map);
 int uq_run(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
 int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);

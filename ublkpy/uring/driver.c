@@ -13,6 +13,12 @@
 #define NR_FETCH_BUFS	32
 #define FETCH_BUF_TAGS	128
 
+/*
+ * Where several threads take turns, so many requests are one's turn: enough to
+ * pay for the command that ends it, few enough to leave some to the others.
+ */
+#define TURN		8U
+
 #define NR_ARRAYS	4
 
 static inline bool buffers_from_us(const struct uq_queue *q)
@@ -51,13 +57,21 @@ bool drv_tag_done(struct uq_queue *q, int32_t res)
 	return false;
 }
 
+/*
+ * Of the threads of a queue, each takes every threads-th tag. The block layer
+ * gives out tags that lie side by side, and those just freed again, so that a
+ * load which is not deep keeps within a range of them: with a range for each
+ * thread, it would be one thread's alone.
+ */
 static int start_tags(struct uq_queue *q)
 {
 	int ret;
 
-	for (uint16_t tag = 0; tag < q->opt.depth; tag++)
-		drv_fetch_tag(q, UBLK_U_IO_FETCH_REQ, tag, 0);
-	q->live = q->opt.depth;
+	for (uint32_t tag = q->opt.thread; tag < q->opt.depth;
+	     tag += q->opt.threads) {
+		drv_fetch_tag(q, UBLK_U_IO_FETCH_REQ, (uint16_t)tag, 0);
+		q->live++;
+	}
 	/*
 	 * All at once: 6.12 cannot cancel a queue of which it has seen only
 	 * some of the tags.
@@ -148,13 +162,30 @@ static inline void give_buf(struct uq_queue *q, uint16_t nr)
 	struct io_uring_buf *buf = &b->ring[b->ring_tail & (NR_FETCH_BUFS - 1)];
 
 	buf->addr = (uint64_t)(uintptr_t)(b->tags + nr * FETCH_BUF_TAGS);
-	buf->len = FETCH_BUF_TAGS * sizeof(*b->tags);
+	buf->len = b->buf_tags * sizeof(*b->tags);
 	buf->bid = nr;
 	b->ring_tail++;
 	/* Release: the entry is written before the kernel may take it. */
 	__atomic_store_n(&b->ring[0].resv, b->ring_tail, __ATOMIC_RELEASE);
 }
 
+/* All that are with us. */
+static void give_bufs(struct uq_queue *q)
+{
+	struct uq_batch *b = &q->batch;
+
+	for (; b->taken; b->taken &= b->taken - 1)
+		give_buf(q, (uint16_t)__builtin_ctz(b->taken));
+}
+
+/*
+ * The driver keeps the fetches of a queue's threads in a list, and gives all to
+ * the first of them until its buffers are used up: then it ends, with -ENOBUFS,
+ * and a new one is the last. So a thread that is alone gives each buffer back at
+ * once, and one that is not has buffers for its turn and no more, of one tag
+ * each, until the driver has ended it. What is left then goes to the next one
+ * when the new fetch is there, which therefore must not wait.
+ */
 static void fetch_batches(struct uq_queue *q)
 {
 	const struct ublk_batch_io cmd = {
@@ -187,7 +218,9 @@ const uint16_t *drv_fetched(struct uq_queue *q, const struct io_uring_cqe *cqe,
 void drv_fetch_again(struct uq_queue *q, const struct io_uring_cqe *cqe)
 {
 	if (cqe->flags & IORING_CQE_F_BUFFER)
-		give_buf(q, bid(cqe));
+		q->batch.taken |= 1U << bid(cqe);
+	if (q->opt.threads == 1 || !(cqe->flags & IORING_CQE_F_MORE))
+		give_bufs(q);
 	if (cqe->flags & IORING_CQE_F_MORE)
 		return;
 	if (cqe->res >= 0 || cqe->res == -ENOBUFS)
@@ -220,18 +253,25 @@ static int map_batch(struct uq_queue *q)
 		return -errno;
 	b->ring = m;
 	b->tags = (uint16_t *)((unsigned char *)m + ring_len);
+	if (q->opt.threads == 1) {
+		b->buf_tags = FETCH_BUF_TAGS;
+		b->taken = UINT32_MAX;
+	} else {
+		uint32_t share = q->opt.depth / q->opt.threads;
+
+		b->buf_tags = 1;
+		b->taken = (1U << (share < TURN ? share : TURN)) - 1;
+	}
 	return madvise(m, b->ring_len, MADV_DONTFORK) ? -errno : 0;
 }
 
-/* Tells the driver all tags and their buffers; it fetches only after that. */
-static int start_batches(struct uq_queue *q)
+/* Tells the driver all tags of the hardware queue and their buffers. */
+static int announce_tags(struct uq_queue *q)
 {
 	struct uq_batch *b = &q->batch;
 	int32_t res;
 	int ret;
 
-	for (uint16_t nr = 0; nr < NR_FETCH_BUFS; nr++)
-		give_buf(q, nr);
 	for (uint16_t tag = 0; tag < q->opt.depth; tag++)
 		drv_add_result(q, tag, 0);
 	b->sent[0] = b->filled;
@@ -246,8 +286,17 @@ static int start_batches(struct uq_queue *q)
 	} while (!ur_cq_ready(&q->ring));
 	res = ur_cqe(&q->ring, 0)->res;
 	ur_cq_advance(&q->ring, 1);
-	if (res < 0)
-		return res;
+	return res < 0 ? res : 0;
+}
+
+/* The driver takes a fetch only after it was told the tags. */
+static int start_batches(struct uq_queue *q)
+{
+	int ret = q->opt.thread ? 0 : announce_tags(q);
+
+	if (ret)
+		return ret;
+	give_bufs(q);
 	fetch_batches(q);
 	q->live = 1;
 	ret = ur_submit_and_wait(&q->ring, 0);

@@ -68,18 +68,20 @@ MODES: dict[str, Mode] = {
 }
 
 
-def fastest(features: Feature, depth: int, *, metadata: bool = False) -> Mode:
+def fastest(features: Feature, depth: int, threads: int = 1, *, metadata: bool = False) -> Mode:
     """The mode with the fewest instructions per request of 4 KiB that this driver has for queues so deep.
 
-    ``metadata`` comes with the data: the driver gives it only to those who copy themselves.
+    Several threads in batch mode take turns of some requests each, and the driver waits for the one whose turn it
+    is. One by one, each has tags of its own, and none waits for another. ``metadata`` comes with the data: the driver
+    gives it only to those who copy themselves.
     """
     way = "user-copy" if metadata else "copy"
-    return MODES[f"batch+{way}" if Feature.BATCH_IO in features and depth > 1 else way]
+    return MODES[f"batch+{way}" if Feature.BATCH_IO in features and depth > 1 and threads == 1 else way]
 
 
-def demand(name: str, features: Feature, depth: int, *, metadata: bool = False) -> Mode:
-    """The mode of this name, or the fastest for ``auto``; UblkError says what it lacks."""
-    mode = fastest(features, depth, metadata=metadata) if name == "auto" else MODES[name]
+def demand(name: str, features: Feature, depth: int, threads: int, *, metadata: bool = False) -> Mode:
+    """The mode of this name, or the fastest for ``auto``; UblkError says what it, or so many threads, lack."""
+    mode = fastest(features, depth, threads, metadata=metadata) if name == "auto" else MODES[name]
     if metadata and mode.data != lib.UQ_USER_COPY:
         raise ConfigError(
             f"mode {mode.name} cannot move metadata: the driver has it copied by the daemon itself",
@@ -90,6 +92,11 @@ def demand(name: str, features: Feature, depth: int, *, metadata: bool = False) 
         raise UblkError(
             f"this kernel's ublk driver lacks {names(missing)}, which mode {mode.name} needs",
             "leave --mode out to get the fastest that it has; ublk features shows all",
+        )
+    if threads > 1 and not mode.batch and Feature.PER_IO_DAEMON not in features:
+        raise UblkError(
+            f"this kernel's ublk driver lacks {names([Feature.PER_IO_DAEMON])}, which {threads} threads per queue need",
+            "leave --threads_per_queue out, or use Linux 6.16 or newer; -q makes more queues, a thread each",
         )
     if mode.batch and depth == 1:
         raise ConfigError(f"mode {mode.name} needs a depth of 2 or more", "leave --mode out, or raise --depth")

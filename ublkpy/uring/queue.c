@@ -91,8 +91,15 @@ int uq_run(struct uq_queue *q)
 		ur_cq_advance(&q->ring, nr);
 		if (q->failed)
 			return q->failed;
-		if (q->asked >= 0)
+		if (q->asked >= 0) {
+			/*
+			 * While Python takes its time, the other threads get
+			 * what is beyond this one's turn: see fetch_batches().
+			 */
+			if (q->opt.batch && q->opt.threads > 1)
+				ur_submit_and_wait(&q->ring, 0);
 			return UQ_UPCALLS;
+		}
 		if (q->report) {
 			q->report = false;
 			return UQ_IO_ERROR;
@@ -155,30 +162,51 @@ static size_t round_up_page(size_t n)
 }
 
 /* Neither mapping may follow a fork: a child would pin the device. */
-static int map_memory(struct uq_queue *q)
+static int map_both(struct uq_memory *m, const struct uq_options *opt)
 {
 	size_t stride = round_up_page((size_t)UBLK_MAX_QUEUE_DEPTH *
-				      q->opt.iod_bytes);
-	size_t len = round_up_page((size_t)q->opt.depth * q->opt.iod_bytes);
-	void *m;
+				      opt->iod_bytes);
+	size_t len = round_up_page((size_t)opt->depth * opt->iod_bytes);
+	void *p;
 
-	m = mmap(NULL, len, PROT_READ, MAP_SHARED | MAP_POPULATE,
-		 q->opt.cdev_fd, (off_t)(q->opt.q_id * stride));
-	if (m == MAP_FAILED)
+	p = mmap(NULL, len, PROT_READ, MAP_SHARED | MAP_POPULATE, opt->cdev_fd,
+		 (off_t)(opt->q_id * stride));
+	if (p == MAP_FAILED)
 		return -errno;
-	q->iods = m;
-	q->iods_len = len;
-	if (madvise(m, len, MADV_DONTFORK))
+	m->iods = p;
+	m->iods_len = len;
+	if (madvise(p, len, MADV_DONTFORK))
 		return -errno;
 
-	len = (size_t)q->opt.depth * q->opt.buf_bytes;
-	m = mmap(NULL, len, PROT_READ | PROT_WRITE,
+	len = (size_t)opt->depth * opt->buf_bytes;
+	p = mmap(NULL, len, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (m == MAP_FAILED)
+	if (p == MAP_FAILED)
 		return -errno;
-	q->bufs = m;
-	q->bufs_len = len;
-	return madvise(m, len, MADV_DONTFORK) ? -errno : 0;
+	m->bufs = p;
+	m->bufs_len = len;
+	return madvise(p, len, MADV_DONTFORK) ? -errno : 0;
+}
+
+int uq_map_memory(struct uq_memory *m, const struct uq_options *opt)
+{
+	int ret;
+
+	memset(m, 0, sizeof(*m));
+	ret = map_both(m, opt);
+	if (ret)
+		uq_unmap_memory(m);
+	return ret;
+}
+
+void uq_unmap_memory(struct uq_memory *m)
+{
+	if (m->iods)
+		munmap((void *)(uintptr_t)m->iods, m->iods_len);
+	if (m->bufs)
+		munmap(m->bufs, m->bufs_len);
+	m->iods = NULL;
+	m->bufs = NULL;
 }
 
 static int make_tables(struct uq_queue *q)
@@ -242,7 +270,7 @@ static int init_ring(struct uq_queue *q)
 }
 
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
-	    struct um_map *map)
+	    const struct uq_memory *memory, struct um_map *map)
 {
 	int ret;
 
@@ -253,11 +281,11 @@ int uq_init(struct uq_queue *q, const struct uq_options *opt,
 		return -errno;
 	q->opt = *opt;
 	q->way = data_usual_way(opt->data);
+	q->iods = memory->iods;
+	q->bufs = memory->bufs;
 	q->map = map;
 	um_reader_add(map, &q->reader, q->wake_fd);
-	ret = map_memory(q);
-	if (!ret)
-		ret = make_tables(q);
+	ret = make_tables(q);
 	if (!ret)
 		ret = meta_init(q);
 	if (!ret)
@@ -283,14 +311,8 @@ void uq_exit(struct uq_queue *q)
 		close(q->wake_fd);
 	}
 	q->map = NULL;
-	if (q->iods)
-		munmap((void *)(uintptr_t)q->iods, q->iods_len);
-	if (q->bufs)
-		munmap(q->bufs, q->bufs_len);
 	free(q->ios);
 	free(q->pieces);
-	q->iods = NULL;
-	q->bufs = NULL;
 	q->ios = NULL;
 	q->pieces = NULL;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The queue engine: serves one hardware queue of a ublk device.
+ * The queue engine: serves one hardware queue of a ublk device, or, where
+ * several threads serve it, the share of one of them.
  *
  * It fetches requests, routes them to the backing (or answers them at once),
  * and commits exact results, all on one io_uring. No Python runs, so the
@@ -16,9 +17,14 @@
  *   integrity.c the metadata that comes with the data
  *   engine.h    what these share
  *
- * A queue belongs to one thread: uq_init(), uq_run() and uq_exit() are called
+ * A uq_queue belongs to one thread: uq_init(), uq_run() and uq_exit() are called
  * by the thread that will serve it, because the driver accepts a COMMIT only
  * from the task that sent the FETCH.
+ *
+ * Threads of one hardware queue share its memory, a uq_memory, and nothing else.
+ * One by one, each has its own tags. In batch mode any of them may get any tag,
+ * and commits it itself; the first thread has to be ready before the others
+ * begin, because it tells the driver the tags.
  */
 #ifndef UBLKPY_QUEUE_H
 #define UBLKPY_QUEUE_H
@@ -65,6 +71,8 @@ struct uq_options {
 	int cdev_fd;		/* borrowed: open for as long as the queue */
 	uint16_t q_id;
 	uint16_t depth;
+	uint16_t threads;	/* that serve the hardware queue, at most depth */
+	uint16_t thread;	/* which of them this is */
 	uint16_t iod_bytes;	/* of a descriptor (Linux 7.3: UBLK_F_IO_DESC_SIZE) */
 	uint32_t buf_bytes;	/* the largest request */
 	uint8_t data;		/* enum uq_data */
@@ -153,12 +161,28 @@ struct uq_batch {
 	struct io_uring_buf *ring;	/* buffers for fetched tags */
 	size_t ring_len;
 	uint16_t *tags;			/* their memory */
+	uint16_t buf_tags;		/* how many each of them takes */
 	uint16_t ring_tail;
+	uint32_t taken;			/* bit n: buffer n is with us */
 };
 
 /*
- * Owner: the caller allocates it; uq_init() fills it and takes hold of a ring,
- * mappings and arrays; uq_exit() releases them. The fds stay the caller's.
+ * What belongs to a hardware queue, whichever thread serves it.
+ *
+ * Owner: the caller allocates it; uq_map_memory() maps both, before the queue's
+ * first thread begins; uq_unmap_memory() unmaps them after its last has ended,
+ * because the driver may write to the buffer of any tag until then.
+ */
+struct uq_memory {
+	const unsigned char *iods;		/* the driver's, read-only */
+	size_t iods_len;
+	unsigned char *bufs;			/* depth buffers of buf_bytes */
+	size_t bufs_len;
+};
+
+/*
+ * Owner: the caller allocates it; uq_init() fills it and takes hold of a ring
+ * and arrays; uq_exit() releases them. The fds and the memory stay the caller's.
  */
 struct uq_queue {
 	struct ur_ring ring;
@@ -167,10 +191,8 @@ struct uq_queue {
 	struct um_reader reader;
 	const struct um_view *view;		/* while the reader is inside */
 	uint32_t nr_fixed;			/* files registered with the ring */
-	const unsigned char *iods;		/* the driver's, read-only */
-	size_t iods_len;
-	unsigned char *bufs;			/* depth buffers of buf_bytes */
-	size_t bufs_len;
+	const unsigned char *iods;		/* borrowed from the uq_memory */
+	unsigned char *bufs;			/* likewise */
 	struct uq_io *ios;			/* one for each tag */
 	struct uq_piece *pieces;		/* the first of each tag, then spares */
 	uint32_t nr_pieces;
@@ -201,8 +223,12 @@ struct uq_queue {
 	uint64_t upcalls;	/* pieces that Python was asked about so far */
 };
 
+/* Of the options, those that are the same for all threads. */
+int uq_map_memory(struct uq_memory *m, const struct uq_options *opt);
+void uq_unmap_memory(struct uq_memory *m);
+
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
-	    struct um_map *map);
+	    const struct uq_memory *memory, struct um_map *map);
 int uq_run(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
 

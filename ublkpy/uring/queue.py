@@ -1,4 +1,4 @@
-"""One queue of a device, as its thread drives it."""
+"""One queue of a device, as its threads drive it."""
 
 from __future__ import annotations
 
@@ -92,12 +92,11 @@ class Request:
         self.buffer.release()
 
 
-class Queue:
-    """The queue engine. Made, run and closed by one thread: the driver binds each tag to it.
+class Memory:
+    """What the threads of one hardware queue share: the driver's descriptors, and a buffer for each tag.
 
-    The constructor sends FETCH for every tag; OSError when the driver or io_uring refuses. ``close`` only
-    after ``run`` returned None: until then the kernel may write to the buffers. The map outlives the queue; of shared
-    buffers, those that the driver knows do.
+    Made before the first of them, closed after the last has ended, by any thread. OSError when there is no
+    memory, or ``cdev_fd`` is no such device.
     """
 
     def __init__(
@@ -106,24 +105,52 @@ class Queue:
         q_id: int,
         depth: int,
         buf_bytes: int,
+        threads: int = 1,
+        iod_bytes: int = IO_DESC_SIZE,
+    ) -> None:
+        self.q_id = q_id
+        self.c = ffi.new("struct uq_memory *")
+        options = self.options = ffi.new("struct uq_options *")
+        options.cdev_fd, options.q_id, options.depth, options.buf_bytes = cdev_fd, q_id, depth, buf_bytes
+        options.threads = threads
+        options.iod_bytes = iod_bytes
+        check(lib.uq_map_memory(self.c, options), f"memory of queue {q_id}")
+
+    def close(self) -> None:
+        """Unmap it."""
+        lib.uq_unmap_memory(self.c)
+
+
+class Queue:
+    """The queue engine. Made, run and closed by one thread: the driver binds each tag to it.
+
+    The constructor sends FETCH for every tag, or, as number ``thread`` of several, for its own; in batch mode the
+    first, 0, has to be made before the others. OSError when the driver or io_uring refuses. ``close`` only after
+    ``run`` returned None: until then the kernel may write to the buffers. Memory and map outlive the queue; of shared
+    buffers, those that the driver knows do.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
         mode: Mode,
         target_map: Map,
-        iod_bytes: int = IO_DESC_SIZE,
+        thread: int = 0,
         shared: SharedBuffers | None = None,
     ) -> None:
         self._queue = ffi.new("struct uq_queue *")
+        self._memory = memory
         self._map = target_map
         self._shared = shared
         self._received: dict[int, Any] = {}  # by tag: must outlive the request
-        options = ffi.new("struct uq_options *")
-        options.cdev_fd, options.q_id, options.depth, options.buf_bytes = cdev_fd, q_id, depth, buf_bytes
+        options = ffi.new("struct uq_options *", memory.options[0])
+        options.thread = thread
         options.data, options.batch = mode.data, mode.batch
-        options.slots = min(depth, _BUFFER_SLOTS)
-        options.iod_bytes = iod_bytes
+        options.slots = min(options.depth, _BUFFER_SLOTS)
         if target_map.metadata:
             options.metadata = target_map.metadata.to_c()
         options.shared = shared.c if shared else ffi.NULL
-        check(lib.uq_init(self._queue, options, target_map.c), f"set-up of queue {q_id}")
+        check(lib.uq_init(self._queue, options, memory.c, target_map.c), f"set-up of queue {memory.q_id}")
 
     def run(self) -> IoError | list[Request] | None:
         """Serve requests with the GIL released. None: the driver took all tags back.
@@ -146,7 +173,7 @@ class Queue:
         return int(self._queue.upcalls)
 
     def close(self) -> None:
-        """Release the ring, the descriptors and the buffers."""
+        """Release the ring."""
         lib.uq_exit(self._queue)
 
     def _requests(self) -> list[Request]:

@@ -35,7 +35,9 @@ def test_patterns() -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ChoiceError, match=r"no subject floppy; there are: null_blk, null, loop"):
+    with pytest.raises(
+        ChoiceError, match=r"no subject floppy; there are: null_blk, null, null-copy, .*, loop, loop-copy"
+    ):
         chosen("null", "floppy")
     with pytest.raises(ChoiceError, match=r"no workload trim; there are: randread"):
         subjects.choose_workloads(["trim"])

@@ -12,7 +12,9 @@ import pytest
 
 from ublkpy.daemon.worker import Worker
 from ublkpy.tgt.null import NullTarget
+from ublkpy.uring.map import Extent, File, Routing
 from ublkpy.uring.mode import MODES
+from ublkpy.uring.queue import Memory
 
 OpenFds = Callable[[], set[str]]
 
@@ -25,18 +27,21 @@ def refusing() -> Iterator[int]:
     os.close(fd)
 
 
-def run(fd: int, cpus: set[int]) -> tuple[Worker, list[threading.Thread]]:
+def run(fd: int, cpus: set[int], backing: int | None = None) -> tuple[Worker, list[threading.Thread]]:
     """A worker that has ended, and the threads from which it said so."""
     ended: list[threading.Thread] = []
     target = NullTarget({"size": 1 << 20})
     target_map = target.map(1 << 20)
+    if backing is not None:
+        target_map.replace([Extent(0, 1 << 20, Routing.all(File(target_map.add_file(backing))))])
     mode = MODES["copy"]
-    worker = Worker(
-        3, 4, 4096, 24, fd, mode, target, target_map, cpus, lambda: ended.append(threading.current_thread())
-    )
+    memory = Memory(fd, 3, 4, 4096)
+    worker = Worker(memory, 0, mode, target, target_map, cpus, lambda: ended.append(threading.current_thread()))
     worker.start()
     worker.join(10)
     assert not worker.is_alive()
+    worker.release()
+    memory.close()
     return worker, ended
 
 
@@ -50,11 +55,10 @@ def test_driver_that_refuses(refusing: int) -> None:
     assert ended == [worker]
 
 
-def test_queue_that_cannot_be_set_up() -> None:
-    with open("/dev/null", "r+b") as null:  # noqa: PTH123 - cannot be mapped
-        worker, ended = run(null.fileno(), {0})
+def test_queue_that_cannot_be_set_up(refusing: int) -> None:
+    worker, ended = run(refusing, {0}, backing=1 << 20)
     assert isinstance(worker.error, OSError)
-    assert worker.error.errno == errno.ENODEV
+    assert worker.error.errno == errno.EBADF
     assert "queue 3" in str(worker.error)
     assert worker.ready.is_set()
     assert len(ended) == 1

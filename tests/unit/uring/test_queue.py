@@ -11,7 +11,7 @@ import pytest
 from ublkpy.uring.integrity import Integrity, Metadata
 from ublkpy.uring.map import Extent, File, Map, Routing
 from ublkpy.uring.mode import MODES
-from ublkpy.uring.queue import IoError, Queue
+from ublkpy.uring.queue import IoError, Memory, Queue
 
 MIB = 1 << 20
 OpenFds = Callable[[], set[str]]
@@ -29,11 +29,11 @@ def put_file(target_map: Map, fd: int) -> None:
     target_map.replace([Extent(0, MIB, Routing.all(File(target_map.add_file(fd))))])
 
 
-def test_file_that_cannot_be_mapped(open_fds: OpenFds, target_map: Map) -> None:
+def test_file_that_cannot_be_mapped(open_fds: OpenFds) -> None:
     fd = os.open("/dev/null", os.O_RDWR)
     before = open_fds()
-    with pytest.raises(OSError, match="set-up of queue 2") as caught:
-        Queue(fd, 2, 4, 4096, MODES["copy"], target_map)
+    with pytest.raises(OSError, match="memory of queue 2") as caught:
+        Memory(fd, 2, 4, 4096)
     assert caught.value.errno == errno.ENODEV
     assert open_fds() == before
     os.close(fd)
@@ -46,11 +46,13 @@ def test_driver_that_refuses_every_fetch(files: int, open_fds: OpenFds, target_m
     for _ in range(files):
         put_file(target_map, fd)
     for depth in (1, 4, 128, 4096):
-        queue = Queue(fd, 0, depth, 4096, MODES["copy"], target_map)
+        memory = Memory(fd, 0, depth, 4096)
+        queue = Queue(memory, MODES["copy"], target_map)
         with pytest.raises(OSError, match="queue: ") as caught:
             queue.run()
         assert caught.value.errno == errno.EOPNOTSUPP
         queue.close()
+        memory.close()
     os.close(fd)
     assert open_fds() == before
 
@@ -59,9 +61,11 @@ def test_backing_that_is_not_open(open_fds: OpenFds, target_map: Map) -> None:
     fd = os.open("/dev/zero", os.O_RDWR)
     put_file(target_map, 1 << 20)
     before = open_fds()
+    memory = Memory(fd, 0, 4, 4096)
     with pytest.raises(OSError, match="set-up of queue 0") as caught:
-        Queue(fd, 0, 4, 4096, MODES["copy"], target_map)
+        Queue(memory, MODES["copy"], target_map)
     assert caught.value.errno == errno.EBADF
+    memory.close()
     assert open_fds() == before
     os.close(fd)
 
@@ -73,10 +77,12 @@ def test_room_for_metadata_is_given_back(kept: bool, open_fds: OpenFds, target_m
     target_map.metadata = Metadata(Integrity(512, 255), 0 if kept else None)
     before = open_fds()
     for depth in (1, 128):
-        queue = Queue(fd, 0, depth, 32 * MIB, MODES["user-copy"], target_map)
+        memory = Memory(fd, 0, depth, 32 * MIB)
+        queue = Queue(memory, MODES["user-copy"], target_map)
         with pytest.raises(OSError, match="queue: "):
             queue.run()
         queue.close()
+        memory.close()
     assert open_fds() == before
     os.close(fd)
 
