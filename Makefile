@@ -1,7 +1,7 @@
 # Every target gets the machine ready for itself (Debian 12, Ubuntu 24.04 or newer).
 
-# kernels to test on, and the interpreter to test with
-K ?= 6.12 6.18 7.3
+# kernels to test on, the one with the most tests first, and the interpreter to test with
+K ?= 7.3 6.18 6.12
 export PYTHON ?= python3
 # seconds for the device tests on one kernel
 T ?= 1800
@@ -26,7 +26,7 @@ lint: build ## style, types, layers, C warnings
 unit: build ## tests that need no driver
 	@.venv/bin/python -m pytest tests/unit
 
-device: build sanitized vm ## tests with a real driver, on the kernels K="6.12 6.18 7.3"
+device: build sanitized vm ## tests with a real driver, on the kernels K="7.3 6.18 6.12"
 	@$(PYTHON) -m tests.vm -k "$(K)" -j $(J) -t $(T) --pytest tests/device
 
 bench: build ## speed, in instructions: SUBJECTS="null loop" WORKLOADS= PEER=path/to/kublk BASE= JSON= PLOT= K=7.3

@@ -318,6 +318,7 @@ def test_a_write_goes_where_the_target_wants_it(devices: Devices, scratch: Path,
     )
 
 
+@pytest.mark.parametrize("mode", ["copy", "auto"])
 def test_waiting_for_what_is_on_its_way(devices: Devices, scratch: Path, mode: str) -> None:
     """A read of a slow disk is on its way when the map changes below it: that can be waited for."""
     maps: list[Map] = []

@@ -40,6 +40,14 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["copy", "batch+copy"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    """A mode of each kind, where it does not matter how the data travels."""
+    if Feature.PER_IO_DAEMON not in inspect.features() or MODES[request.param].flags & ~inspect.features():
+        pytest.skip(f"this driver has no {request.param} with several threads")
+    return str(request.param)
+
+
 @pytest.fixture
 def several() -> None:
     """Only where it is possible at all."""
@@ -101,8 +109,7 @@ def serve(devices: Devices, target: Target, **options: object) -> Device:
 # -- data, and who serves it ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("queues", [1, 2])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("queues", "count"), [(1, 3), (2, 2)])
 def test_all_threads_serve_and_keep_what_fio_writes(
     devices: Devices, scratch: Path, mode: str, queues: int, count: int
 ) -> None:
@@ -121,10 +128,10 @@ def test_all_threads_serve_and_keep_what_fio_writes(
 
 @pytest.mark.parametrize(("depth", "count"), [(2, 2), (5, 3), (17, 4)])
 def test_depths_that_are_no_multiple_of_the_threads(
-    devices: Devices, scratch: Path, mode: str, depth: int, count: int
+    devices: Devices, scratch: Path, protocol: str, depth: int, count: int
 ) -> None:
     file = disk.image(scratch / "image", 8 * MIB)
-    device = devices.loop(file, mode=mode, depth=depth, threads_per_queue=count)
+    device = devices.loop(file, mode=protocol, depth=depth, threads_per_queue=count)
     before = sleeps(device)
     load.verify(device.node, *MIXED)
     after = sleeps(device)
@@ -132,8 +139,8 @@ def test_depths_that_are_no_multiple_of_the_threads(
     assert disk.read(device.node, 0, 8 * MIB) == file.read_bytes()
 
 
-def test_python_answers_in_each_of_them(devices: Devices, scratch: Path, mode: str) -> None:
-    device = serve(devices, InMemory(scratch), mode=mode, threads_per_queue=2)
+def test_python_answers_in_each_of_them(devices: Devices, scratch: Path, protocol: str) -> None:
+    device = serve(devices, InMemory(scratch), mode=protocol, threads_per_queue=2)
     data = disk.pattern(8 * MIB)
     disk.write(device.node, 0, data)
     assert disk.read(device.node, 0, 8 * MIB) == data
@@ -141,10 +148,10 @@ def test_python_answers_in_each_of_them(devices: Devices, scratch: Path, mode: s
     assert {int(path.name) for path in scratch.iterdir()} == {tid for _, tid in threads(device)}
 
 
-def test_single_requests_come_through(devices: Devices, scratch: Path, mode: str) -> None:
+def test_single_requests_come_through(devices: Devices, scratch: Path, protocol: str) -> None:
     """One at a time, more than a thread's turn lasts."""
     file = disk.image(scratch / "image", MIB)
-    device = devices.loop(file, mode=mode, threads_per_queue=3)
+    device = devices.loop(file, mode=protocol, threads_per_queue=3)
     for n in range(64):
         disk.write(device.node, n * 4096, bytes([n]) * 4096)
     assert file.read_bytes()[: 64 * 4096] == b"".join(bytes([n]) * 4096 for n in range(64))
@@ -166,8 +173,8 @@ def test_the_default_mode_leaves_each_thread_its_own_tags(devices: Devices, seve
 # -- the end, and a new beginning -----------------------------------------------------------
 
 
-def test_del_under_load(devices: Devices, scratch: Path, mode: str) -> None:
-    device = devices.loop(disk.image(scratch / "image", 8 * MIB), mode=mode, queues=2, threads_per_queue=3)
+def test_del_under_load(devices: Devices, scratch: Path, protocol: str) -> None:
+    device = devices.loop(disk.image(scratch / "image", 8 * MIB), mode=protocol, queues=2, threads_per_queue=3)
     options = ["--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bs=4k", "--time_based", "--runtime=60"]
     with load.running(device, *options) as fio:
         devices.remove(device)
@@ -176,9 +183,9 @@ def test_del_under_load(devices: Devices, scratch: Path, mode: str) -> None:
     assert not device.exists()
 
 
-def test_recovery_under_load_loses_nothing(devices: Devices, scratch: Path, mode: str) -> None:
+def test_recovery_under_load_loses_nothing(devices: Devices, scratch: Path, protocol: str) -> None:
     device = devices.loop(
-        disk.image(scratch / "image", 8 * MIB), mode=mode, queues=2, threads_per_queue=2, recovery="reissue"
+        disk.image(scratch / "image", 8 * MIB), mode=protocol, queues=2, threads_per_queue=2, recovery="reissue"
     )
     options = ["--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=4m", "--verify=crc32c"]
     with load.running(device, *options, "--rate_iops=,400") as fio:
@@ -190,7 +197,7 @@ def test_recovery_under_load_loses_nothing(devices: Devices, scratch: Path, mode
     assert [q_id for q_id, _ in threads(device)] == [0, 0, 1, 1]
 
 
-def test_a_thread_that_fails_ends_the_daemon(devices: Devices, scratch: Path, mode: str) -> None:
+def test_a_thread_that_fails_ends_the_daemon(devices: Devices, scratch: Path, protocol: str) -> None:
     """Not only the first one of its queue."""
     now, told = scratch / "now", scratch / "told"
     told.mkdir()
@@ -199,7 +206,7 @@ def test_a_thread_that_fails_ends_the_daemon(devices: Devices, scratch: Path, mo
         if now.exists() and threading.current_thread().name == "queue-0.1":
             raise SystemExit
 
-    device = serve(devices, InMemory(told, act), mode=mode, threads_per_queue=2, log=scratch / "log")
+    device = serve(devices, InMemory(told, act), mode=protocol, threads_per_queue=2, log=scratch / "log")
     pid = device.pid
     options = ["--iodepth=64", "--rw=randwrite", "--bs=4k", "--time_based", "--runtime=60"]
     with load.running(device, *options) as fio:
