@@ -204,8 +204,8 @@ def test_the_map_changes_and_is_asked_again(devices: Devices, scratch: Path, mod
     log = scratch / "log"
     device = serve(devices, Mapped(make, answer), mode, log=log)
     data = disk.pattern(SIZE)
-    for start in range(0, SIZE, 4096):
-        disk.write(device.node, start, data[start : start + 4096])
+    for start in range(0, SIZE, 16384):
+        disk.write(device.node, start, data[start : start + 16384])
     assert disk.read(device.node, 0, SIZE) == data
     assert log.read_text().count("upcall") == SIZE // 65536
     image = path.read_bytes()
