@@ -377,6 +377,12 @@ def test_a_mode_that_cannot_move_it(has_metadata: None, mode: str) -> None:
         add(configure("null", mode=mode, metadata_size=8))
 
 
+def test_not_with_memory_that_clients_share(has_metadata: None) -> None:
+    with pytest.raises(ConfigError, match="does not go with metadata"):
+        add(configure("null", shmem_zc=True, metadata_size=8))
+    assert inspect.device_ids() == []
+
+
 @pytest.mark.parametrize("mode", ["auto", "user-copy"])
 def test_a_driver_without_metadata(mode: str) -> None:
     if Feature.INTEGRITY in inspect.features():

@@ -41,7 +41,7 @@ from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
 from ublkpy.daemon.shmem import Sharing
 from ublkpy.daemon.worker import Worker
-from ublkpy.errors import InterruptedByUser, UblkError
+from ublkpy.errors import ConfigError, InterruptedByUser, UblkError
 from ublkpy.tgt.base import Geometry
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, demand, names, sharing
@@ -163,6 +163,8 @@ class Server:
                 options.threads_per_queue,
                 metadata=self._plan.geometry.integrity is not None,
             )
+            if options.shmem_zc and self._plan.geometry.integrity:
+                raise ConfigError("memory shared by clients does not go with metadata", "leave one of the two out")
             if options.shmem_zc:
                 mode = sharing(mode, features, options.recovery != "none")
             needed[f"mode {mode.name}"] = mode.flags
