@@ -17,6 +17,8 @@ from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.daemon import inspect
 from ublkpy.daemon.add import add
 from ublkpy.tgt.base import Geometry, Target
+from ublkpy.tgt.loop import LoopTarget
+from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.map import Error, Extent, File, Map, Null, Routing, Stripe, Sync, Upcall, Zero
 from ublkpy.uring.mode import MODES
 from ublkpy.uring.queue import Request
@@ -227,17 +229,28 @@ def test_what_an_upcall_raises_is_the_answer(devices: Devices, scratch: Path, er
 
 
 def test_natively_means_without_python(devices: Devices, scratch: Path, mode: str) -> None:
-    """Under load, a loop-like map asks Python nothing: the upcall would fail each request."""
-    fd = open_file(disk.image(scratch / "image", SIZE))
+    """Under load, loop and null ask Python nothing."""
+    asked = scratch / "asked"
 
-    def make(size: int) -> Map:
-        made = Map(size)
-        file = made.add_file(fd)
-        made.replace([Extent(0, size, Routing.all(File(file)))], Sync((file,)))
-        return made
+    class Telling:
+        def upcall(self, requests: Sequence[Request]) -> None:
+            asked.touch()
+            raise OSError(errno.EIO, "asked")
 
-    device = serve(devices, Mapped(make), mode, queues=2)
+    class Loop(Telling, LoopTarget):
+        pass
+
+    class Null(Telling, NullTarget):
+        pass
+
+    file = disk.image(scratch / "image", SIZE)
+    device = serve(devices, Loop({"file": file}), mode, queues=2)
     load.verify(device.node, "--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bs=4k", "--size=8m", "--fsync=16")
+    device = serve(devices, Null({"size": SIZE}), mode, queues=2)
+    with load.running(device, "--iodepth=32", "--rw=randrw", "--bs=4k", "--time_based", "--runtime=1") as fio:
+        status, output = load.result(fio)
+    assert status == 0, output
+    assert not asked.exists()
 
 
 def test_memory(devices: Devices, scratch: Path, mode: str) -> None:
