@@ -116,7 +116,8 @@ def test_it_holds_only_the_files_that_it_needs(daemon: Daemon) -> None:
     links = {int(fd.name): str(fd.readlink()) for fd in (daemon.proc / "fd").iterdir()}
     assert (links[0], links[1], links[2]) == (os.devnull, os.devnull, str(daemon.log))
     rest = collections.Counter(re.sub(r"\[\d+\]|ublkc\d+", "", link) for fd, link in links.items() if fd > 2)
-    assert rest == {str(daemon.image): 1, "/dev/": 1, "anon_inode:[io_uring]": QUEUES, "socket:": 2}
+    per_queue = {"anon_inode:[io_uring]": QUEUES, "anon_inode:[eventfd]": QUEUES}
+    assert rest == {str(daemon.image): 1, "/dev/": 1, "socket:": 2} | per_queue
 
 
 def test_its_log(daemon: Daemon) -> None:
