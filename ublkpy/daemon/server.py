@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 _OPEN_DEADLINE = 10.0
 _HELPER_DEADLINE = 120.0
 
-BRING_UP_DEADLINE = _OPEN_DEADLINE + 2 * START_DEADLINE + 2 * SHMEM_DEADLINE + _HELPER_DEADLINE
+BRING_UP_DEADLINE = _OPEN_DEADLINE + 3 * START_DEADLINE + 2 * SHMEM_DEADLINE + _HELPER_DEADLINE
 """Seconds after which a daemon serves, or has said why not: all that it waits for, and then taking it back."""
 
 _RECOVERY_FLAGS = {

@@ -99,7 +99,7 @@ class Sharing:
         if self._listener:
             self._path.unlink(missing_ok=True)
             self._thread.join()
-            self._listener.close()
+            self._stop_listening()
         self._wake_r.close()
         self._wake_w.close()
 
@@ -114,10 +114,22 @@ class Sharing:
             self._listener.bind(str(self._path))
             self._listener.listen()
         except OSError as e:
-            self._listener.close()
-            self._listener = None
+            self._stop_listening()
             raise UblkError(f"cannot make the socket {self._path}: {os.strerror(e.errno or 0)}") from e
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as e:
+            self._stop_listening()
+            self._path.unlink(missing_ok=True)
+            raise UblkError(
+                f"cannot start a thread for {self._path}: the system allows no more",
+                "raise the limit (ulimit -u, pids.max of the cgroup)",
+            ) from e
+
+    def _stop_listening(self) -> None:
+        assert self._listener
+        self._listener.close()
+        self._listener = None
 
     def _serve(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -128,7 +140,12 @@ class Sharing:
             selector.register(self._listener, selectors.EVENT_READ, self._accept)
             while True:
                 for key, _ in selector.select():
-                    key.data()
+                    try:
+                        key.data()
+                    except _Closed:
+                        raise
+                    except Exception:  # one client's trouble is not that of the others
+                        _log.exception("shared memory")
 
     def _end(self) -> None:
         raise _Closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 from typing import Any
 
@@ -16,7 +17,10 @@ class Mapping:
     def __init__(self, fd: int, length: int, *, read_only: bool) -> None:
         self.length = length
         prot = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
-        self._mmap = mmap.mmap(fd, length, mmap.MAP_SHARED, prot)
+        try:
+            self._mmap = mmap.mmap(fd, length, mmap.MAP_SHARED, prot)
+        except ValueError as e:  # the file has become shorter
+            raise OSError(errno.EINVAL, str(e)) from e
         self._mmap.madvise(mmap.MADV_DONTFORK)
         self.c: Any = ffi.from_buffer(self._mmap)
 
