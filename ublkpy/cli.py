@@ -246,7 +246,9 @@ def cli() -> None:
 @click.option("-z", "--zerocopy", is_flag=True, help="as ublksrv: --mode auto-buf")
 @click.option("--usercopy", "--user_copy", "usercopy", is_flag=True, help="as ublksrv: --mode user-copy")
 @click.option("-g", "--need_get_data", type=_SWITCH, metavar="0|1", help="as ublksrv: --mode get-data")
-@click.option("-b", "--batch-io", "batch", is_flag=True, help="as ublksrv: batch+copy, or batch+ the mode that is said beside it")
+@click.option(
+    "-b", "--batch-io", "batch", is_flag=True, help="as ublksrv: batch+copy, or batch+ the mode that is said beside it"
+)
 @click.pass_context
 def add(
     ctx: click.Context,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import logging
 import mmap
@@ -190,7 +191,7 @@ def test_the_map_changes_and_is_asked_again(devices: Devices, scratch: Path, mod
 
     def make(size: int) -> Map:
         made = Map(size)
-        made.add_file(fd)
+        made.add_file(fd, in_memory=True)
         made.replace([Extent(0, size, Routing(Zero(), Upcall(), Null(), Upcall()))], Sync((0,)))
         maps.append(made)
         return made
@@ -206,12 +207,33 @@ def test_the_map_changes_and_is_asked_again(devices: Devices, scratch: Path, mod
     log = scratch / "log"
     device = serve(devices, Mapped(make, answer), mode, log=log)
     data = disk.pattern(SIZE)
-    for start in range(0, SIZE, 16384):
+    disk.write(device.node, 0, data[:MIB])  # asked for all at once, and again for what is left after each answer
+    for start in range(MIB, SIZE, 16384):
         disk.write(device.node, start, data[start : start + 16384])
     assert disk.read(device.node, 0, SIZE) == data
     assert log.read_text().count("upcall") == SIZE // 65536
     image = path.read_bytes()
     assert image[:65536] == data[SIZE - 65536 :]
+
+
+def test_an_answer_that_leads_to_the_next_question(devices: Devices, scratch: Path, mode: str) -> None:
+    """With one request in flight, nothing else would wake the queue."""
+    asked: collections.Counter[tuple[Op, bool]] = collections.Counter()
+
+    def answer(requests: Sequence[Request]) -> None:
+        for request in requests:
+            asked[request.op, request.early] += 1
+            if asked[request.op, request.early] % 3:
+                request.retry()
+            elif request.early:
+                request.receive(bytearray(request.length))
+            else:
+                request.done()
+
+    device = serve(devices, Mapped(lambda size: Map(size, Routing.all(Upcall(early=True))), answer), mode)
+    for start in range(0, MIB, 65536):
+        disk.write(device.node, start, bytes(4096))
+        disk.read(device.node, start, 4096)
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,13 @@ static bool is_inside(const struct uq_queue *q, const struct uq_piece *p,
 
 void drain_begin(struct uq_queue *q)
 {
-	struct um_drain drain = um_last_drain(&q->reader);
+	struct um_drain drain;
 	uint64_t woken;
 
+	/* In this order: whoever comes in between wakes us again. */
 	if (read(q->wake_fd, &woken, sizeof(woken)) < 0 && errno != EAGAIN)
 		q->failed = -errno;
+	drain = um_last_drain(&q->reader);
 	drain_listen(q);
 	q->draining = true;
 	q->drain_nr = drain.nr;

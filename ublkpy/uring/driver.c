@@ -149,6 +149,7 @@ void drv_committed(struct uq_queue *q, uint32_t array, int32_t res)
 	memmove(array_at(q, array), array_at(q, array) + taken * len,
 		b->sent[array] * len);
 	batch_cmd(q, UBLK_U_IO_COMMIT_IO_CMDS, array);
+	q->expected--; /* it may fail, and be all that comes */
 }
 
 static inline uint16_t bid(const struct io_uring_cqe *cqe)

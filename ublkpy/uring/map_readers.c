@@ -131,14 +131,19 @@ static bool is_drained(const struct um_map *map)
 	return true;
 }
 
+static bool is_reader(const struct um_map *map, pthread_t thread)
+{
+	for (const struct um_reader *r = map->readers; r; r = r->next)
+		if (r->wake_fd >= 0 && pthread_equal(r->thread, thread))
+			return true;
+	return false;
+}
+
 /* Puts the question to all readers. */
 static int ask_to_drain(struct um_map *map, uint64_t start, uint64_t end)
 {
 	const uint64_t one = 1;
 
-	for (struct um_reader *r = map->readers; r; r = r->next)
-		if (r->wake_fd >= 0 && pthread_equal(r->thread, pthread_self()))
-			return -EDEADLK;
 	map->drain = (struct um_drain){ map->drain.nr + 1, start, end };
 	for (struct um_reader *r = map->readers; r; r = r->next)
 		if (r->wake_fd >= 0 &&
@@ -155,6 +160,8 @@ int um_drain(struct um_map *map, uint64_t start, uint64_t end,
 	int ret = 0;
 
 	pthread_mutex_lock(&map->lock);
+	if (is_reader(map, pthread_self()))
+		ret = -EDEADLK;
 	while (!ret && map->draining)
 		if (!pause_unlocked(map, &pause, deadline))
 			ret = -ETIMEDOUT;

@@ -63,6 +63,28 @@ static inline void look_away(struct uq_queue *q)
 	um_reader_leave(&q->reader);
 }
 
+static inline unsigned int to_wait_for(const struct uq_queue *q)
+{
+	/* Python has answered in a way that brings no completion. */
+	if (q->asked >= 0 || q->report)
+		return 0;
+	/* Without a fetch, nothing else need come. */
+	return 1 + (q->live ? q->expected : 0);
+}
+
+/*
+ * While Python takes its time, what is done is done: results, and what several
+ * threads in batch mode leave to each other (fetch_batches()).
+ */
+static void send_all(struct uq_queue *q)
+{
+	drv_send(q);
+	if (q->draining && !q->drain_left)
+		drain_end(q);
+	if (ur_has_unsent(&q->ring))
+		ur_submit_and_wait(&q->ring, 0);
+}
+
 int uq_run(struct uq_queue *q)
 {
 	const struct timespec pause = { .tv_nsec = 1000000 };
@@ -74,9 +96,7 @@ int uq_run(struct uq_queue *q)
 		drv_send(q);
 		if (q->draining && !q->drain_left)
 			drain_end(q);
-		/* Without a fetch, nothing else need come. */
-		ret = ur_submit_and_wait(&q->ring,
-					 1 + (q->live ? q->expected : 0));
+		ret = ur_submit_and_wait(&q->ring, to_wait_for(q));
 		q->expected = 0;
 		nr = ur_cq_ready(&q->ring);
 		if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
@@ -92,12 +112,7 @@ int uq_run(struct uq_queue *q)
 		if (q->failed)
 			return q->failed;
 		if (q->asked >= 0) {
-			/*
-			 * While Python takes its time, the other threads get
-			 * what is beyond this one's turn: see fetch_batches().
-			 */
-			if (q->opt.batch && q->opt.threads > 1)
-				ur_submit_and_wait(&q->ring, 0);
+			send_all(q);
 			return UQ_UPCALLS;
 		}
 		if (q->report) {
@@ -250,11 +265,13 @@ static int init_ring(struct uq_queue *q)
 
 	/*
 	 * A completion for each piece of data or metadata, for each tag or
-	 * fetched batch of them, and for batches of results: it never overflows, which a multishot
-	 * fetch would not survive.
+	 * fetched batch of them, for batches of results, and for what is
+	 * submitted while a round is handled: it never overflows, which a
+	 * multishot fetch would not survive.
 	 */
 	ret = ur_ring_init(&q->ring, entries,
-			   3U * q->opt.depth + SPARE_PIECES(q->opt.depth) + 64,
+			   3U * q->opt.depth + SPARE_PIECES(q->opt.depth) +
+				   2U * entries + 64,
 			   IORING_SETUP_SINGLE_ISSUER |
 			   IORING_SETUP_DEFER_TASKRUN |
 			   IORING_SETUP_SUBMIT_ALL);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,9 @@ class Request:
     def _answer(self) -> None:
         if self.answered:
             raise RuntimeError("a request is answered once")
+        with contextlib.suppress(BufferError):  # others still hold views of it
+            self.buffer.release()
         self.answered = True
-        self.buffer.release()
 
 
 class Memory:

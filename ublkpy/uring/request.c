@@ -421,8 +421,15 @@ static void copy_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
 
 static void got_data(struct uq_queue *q, uint16_t tag, int32_t res)
 {
-	q->pieces[tag].step = UQ_IDLE;
-	leave(q, &q->pieces[tag]);
+	struct uq_piece *p = &q->pieces[tag];
+
+	p->step = UQ_IDLE;
+	/* It may not stay where it was put, in memory that others wait for. */
+	if (p->drains && p->kind == UM_MEMORY) {
+		memcpy(tag_buf(q, tag), q->ios[tag].buf, p->len);
+		q->ios[tag].buf = tag_buf(q, tag);
+	}
+	leave(q, p);
 	if (res == UBLK_IO_RES_OK)
 		begin(q, tag);
 	else if (res == UBLK_IO_RES_ABORT)

@@ -88,6 +88,12 @@ static inline struct io_uring_sqe *ur_get_sqe(struct ur_ring *r)
 		(r->sqes + (size_t)(r->sqe_tail++ & r->sq_mask) * r->sqe_size);
 }
 
+/* Whether the kernel has not been handed all of them. */
+static inline int ur_has_unsent(const struct ur_ring *r)
+{
+	return r->sqe_tail != *r->sq_tail;
+}
+
 /* How many completions are ready to be read with ur_cqe(). */
 static inline unsigned int ur_cq_ready(const struct ur_ring *r)
 {
