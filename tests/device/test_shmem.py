@@ -322,8 +322,11 @@ def test_the_example_of_the_documentation(devices: Devices) -> None:
 def huge(scratch: Path) -> Iterator[Path]:
     """A file of 4 MiB in huge pages."""
     count = Path("/proc/sys/vm/nr_hugepages")
+    Path("/proc/sys/vm/drop_caches").write_text("3")  # memory in pieces has no room for them
+    Path("/proc/sys/vm/compact_memory").write_text("1")
     count.write_text("4")
     try:
+        assert int(count.read_text()) == 4, "no memory for huge pages"
         with kernel.mounted("none", scratch / "huge", "-t", "hugetlbfs") as point:
             file = point / "file"
             with file.open("wb") as f:
