@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ublkpy.daemon import inspect
 from ublkpy.daemon.ctrl import CONTROL
+from ublkpy.uring.mode import MODES
 
 from . import kernel, traces
 from .devices import Devices
@@ -65,6 +67,15 @@ def _expect_nothing_left(before: set[str]) -> None:
             traces.clear(left)
             pytest.fail("left behind: " + "; ".join(described))
         time.sleep(0.02)
+
+
+@pytest.fixture(params=list(MODES))
+def mode(request: pytest.FixtureRequest) -> str:
+    """Each mode that this driver has."""
+    missing = MODES[request.param].flags & ~inspect.features()
+    if missing:
+        pytest.skip(f"this driver lacks {missing!r}")
+    return str(request.param)
 
 
 @pytest.fixture

@@ -15,13 +15,11 @@ from pathlib import Path
 import pytest
 
 from ublkpy.config import DeviceConfig, DeviceOptions
-from ublkpy.daemon import inspect
 from ublkpy.daemon.add import add
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.map import Error, Extent, File, Map, Null, Routing, Stripe, Sync, Upcall, Zero
-from ublkpy.uring.mode import MODES
 from ublkpy.uring.queue import Request
 from ublkpy.uring.uapi import Op
 
@@ -60,15 +58,6 @@ class Mapped(Target):
             super().upcall(requests)
         else:
             self._answer(requests)
-
-
-@pytest.fixture(params=list(MODES))
-def mode(request: pytest.FixtureRequest) -> str:
-    """Each mode that this driver has."""
-    missing = MODES[request.param].flags & ~inspect.features()
-    if missing:
-        pytest.skip(f"this driver lacks {missing!r}")
-    return str(request.param)
 
 
 def serve(devices: Devices, target: Target, mode: str = "auto", **options: object) -> Device:

@@ -23,15 +23,6 @@ from .kernel import run
 MIXED = ["--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bssplit=4k/40:8k/20:12k/10:64k/20:512k/10", "--size=8m"]
 
 
-@pytest.fixture(params=list(MODES))
-def mode(request: pytest.FixtureRequest) -> str:
-    """Each mode that this driver has."""
-    missing = MODES[request.param].flags & ~inspect.features()
-    if missing:
-        pytest.skip(f"this driver lacks {missing!r}")
-    return str(request.param)
-
-
 def mode_of(device: Device) -> str:
     known = device.status().known
     assert known
