@@ -91,6 +91,8 @@ def delete(
         raise user
     if user:
         log.warning("%s; deleting it all the same: what uses it gets errors, and then frees the id", user.message)
+    # Before it is stopped: a daemon that ends takes its file away, and is then no longer known.
+    server = device.daemon()
     try:
         _stop(device, timeout, flush=device.loses_dirty_pages())
     except TimeoutError as e:
@@ -105,7 +107,6 @@ def delete(
             ) from e
         log.warning("the daemon of device %d does not answer: killing process %d", dev_id, daemon)
         _stop_without_daemon(device, daemon)
-    daemon = device.daemon()
     # Before the id is free: the file may be that of the next device then.
     state.remove(dev_id, device.cookie)
     try:
@@ -117,8 +118,8 @@ def delete(
             "end that, and the device is gone",
         ) from e
     # The daemon itself may be our parent, waiting for us.
-    if wait and daemon not in (None, os.getppid()):
-        wait_end(daemon, _DAEMON_EXIT)
+    if wait and server not in (None, os.getppid()):
+        wait_end(server, _DAEMON_EXIT)
 
 
 def delete_each(dev_ids: list[int], *, force: bool = False, wait: bool = True) -> list[UblkError]:
