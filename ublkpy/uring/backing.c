@@ -6,7 +6,6 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <sys/uio.h>
 
@@ -83,28 +82,15 @@ void back_submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	}
 }
 
-void back_at_once(struct uq_queue *q, const struct ublksrv_io_desc *iod,
-		  struct uq_piece *p)
+int32_t back_at_once(const struct uq_queue *q,
+		     const struct ublksrv_io_desc *iod,
+		     const struct uq_piece *p)
 {
-	int flags = iod->op_flags & UBLK_IO_F_FUA ? RWF_DSYNC : 0;
-	int fd = q->view->files[p->slot].fd;
-	uint64_t done = 0;
+	bool write = iod_op(iod) == UBLK_IO_OP_WRITE;
+	bool fua = write && iod->op_flags & UBLK_IO_F_FUA;
 
-	while (done < p->len) {
-		struct iovec data = { piece_buf(q, p) + done, p->len - done };
-		off_t at = (off_t)(p->offset + done);
-		ssize_t n = iod_op(iod) == UBLK_IO_OP_READ ?
-				    preadv2(fd, &data, 1, at, 0) :
-				    pwritev2(fd, &data, 1, at, flags);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0) {
-			q->ios[p->tag].error = n ? -errno : -EIO;
-			return;
-		}
-		done += (uint64_t)n;
-	}
+	return data_move(q->view->files[p->slot].fd, write, piece_buf(q, p),
+			 p->len, p->offset, fua ? RWF_DSYNC : 0);
 }
 
 /*

@@ -7,6 +7,9 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
+#include <sys/uio.h>
+#include <unistd.h>
+
 uint8_t data_usual_way(enum uq_data data)
 {
 	switch (data) {
@@ -39,13 +42,28 @@ void data_get(struct uq_queue *q, uint16_t tag)
 	sqe->user_data = piece_data(q, &q->pieces[tag]);
 }
 
-void data_copy(struct uq_queue *q, struct uq_piece *p)
+int32_t data_move(int fd, bool write, void *buf, uint64_t len, uint64_t off,
+		  int rw_flags)
 {
-	struct io_uring_sqe *sqe = new_sqe(q);
+	while (len) {
+		const struct iovec data = { buf, len };
+		off_t at = (off_t)off;
+		ssize_t n;
 
-	prep_rw(q, p, p->step == UQ_PUSH, sqe);
-	sqe->off = data_pos(q, p->tag) + p->pos + p->done;
-	sqe->user_data = piece_data(q, p);
+		if (rw_flags)
+			n = pwritev2(fd, &data, 1, at, rw_flags);
+		else
+			n = write ? pwrite(fd, buf, len, at) :
+				    pread(fd, buf, len, at);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n ? -errno : -EIO;
+		buf = (unsigned char *)buf + n;
+		len -= (uint64_t)n;
+		off += (uint64_t)n;
+	}
+	return 0;
 }
 
 /* Executed while it is submitted, and so before what follows it uses it. */

@@ -33,8 +33,6 @@ static bool is_inside(const struct uq_queue *q, const struct uq_piece *p,
 
 	switch ((enum uq_step)p->step) {
 	case UQ_BACKING:
-	case UQ_PULL:
-	case UQ_PUSH:
 	case UQ_GET:
 		return iod_op(iod) != UBLK_IO_OP_FLUSH && pos < drain->end &&
 		       pos + p->len > drain->start;

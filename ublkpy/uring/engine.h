@@ -251,8 +251,21 @@ static inline uint8_t data_way(const struct uq_queue *q,
 
 /* A WRITE's, which the driver offers, to the request's buffer. */
 void data_get(struct uq_queue *q, uint16_t tag);
-/* What is left of a piece, at the character device: UQ_PULL or UQ_PUSH. */
-void data_copy(struct uq_queue *q, struct uq_piece *p);
+/*
+ * All of it between memory of ours and a file that makes nobody wait, with flags
+ * of pwritev2() for a write: 0, or -errno.
+ */
+int32_t data_move(int fd, bool write, void *buf, uint64_t len, uint64_t off,
+		  int rw_flags);
+
+/* A piece's, between the character device and where it is with us. */
+static inline int32_t data_copy(const struct uq_queue *q,
+				const struct uq_piece *p, bool to_driver)
+{
+	return data_move(q->opt.cdev_fd, to_driver, piece_buf(q, p), p->len,
+			 data_pos(q, p->tag) + p->pos, 0);
+}
+
 void data_register(struct uq_queue *q, uint16_t tag);
 void data_unregister(struct uq_queue *q, uint16_t tag);
 
@@ -262,9 +275,13 @@ uint8_t shm_way(const struct uq_queue *q, const struct ublksrv_io_desc *iod,
 
 /* backing.c: the op of a piece at the file behind it */
 
-/* READ or WRITE of a file in memory, which a thread of io_uring only delays. */
-void back_at_once(struct uq_queue *q, const struct ublksrv_io_desc *iod,
-		  struct uq_piece *p);
+/*
+ * READ or WRITE of a file in memory, which a thread of io_uring only delays: 0,
+ * or -errno.
+ */
+int32_t back_at_once(const struct uq_queue *q,
+		     const struct ublksrv_io_desc *iod,
+		     const struct uq_piece *p);
 /* What is left of it. */
 void back_submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		 struct uq_piece *p);
@@ -277,11 +294,11 @@ int32_t back_done(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 int meta_init(struct uq_queue *q);
 void meta_exit(struct uq_queue *q);
 /*
- * Of a READ or WRITE that has some. If it has to be moved, req_part_done()
- * follows.
+ * Of a READ or WRITE that has some: 0, or -errno. If it is in a file,
+ * req_part_done() follows.
  */
-void meta_start(struct uq_queue *q, const struct ublksrv_io_desc *iod,
-		uint16_t tag);
+int32_t meta_start(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		   uint16_t tag);
 void meta_done(struct uq_queue *q, uint16_t tag, int32_t res);
 
 /* request.c: what becomes of a request between fetch and commit */

@@ -30,68 +30,67 @@ static inline unsigned char *meta_buf(const struct uq_queue *q, uint16_t tag)
 	return q->meta_bufs + (size_t)tag * meta_bytes(q, q->opt.buf_bytes);
 }
 
-/* What is left of this step. */
-static void submit(struct uq_queue *q, struct uq_piece *p)
+/* Between the character device and its buffer. */
+static int32_t copy(const struct uq_queue *q, const struct uq_piece *p,
+		    bool to_driver)
 {
-	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
-	bool stores = p->step == UQ_BACKING &&
-		      iod_op(iod) == UBLK_IO_OP_WRITE;
+	return data_move(q->opt.cdev_fd, to_driver, meta_buf(q, p->tag), p->len,
+			 data_pos(q, p->tag) | UBLKSRV_IO_INTEGRITY_FLAG, 0);
+}
+
+/* What is left of it, to or from the file. */
+static void submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		   struct uq_piece *p)
+{
+	bool stores = iod_op(iod) == UBLK_IO_OP_WRITE;
 	struct io_uring_sqe *sqe = new_sqe(q);
 
-	sqe->opcode = stores || p->step == UQ_PUSH ? IORING_OP_WRITE :
-						     IORING_OP_READ;
+	sqe->opcode = stores ? IORING_OP_WRITE : IORING_OP_READ;
 	sqe->addr = (uint64_t)(uintptr_t)(meta_buf(q, p->tag) + p->done);
 	sqe->len = (uint32_t)(p->len - p->done);
+	sqe->off = p->offset + p->done;
 	sqe->user_data = user_data(FROM_METADATA, p->tag);
-	if (p->step == UQ_BACKING) {
-		name_file(q, p, sqe);
-		sqe->off = p->offset + p->done;
-	} else {
-		sqe->off = (data_pos(q, p->tag) | UBLKSRV_IO_INTEGRITY_FLAG) +
-			   p->done;
-	}
+	name_file(q, p, sqe);
 	if (stores && iod->op_flags & UBLK_IO_F_FUA)
 		sqe->rw_flags = RWF_DSYNC;
 }
 
-void meta_start(struct uq_queue *q, const struct ublksrv_io_desc *iod,
-		uint16_t tag)
+int32_t meta_start(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		   uint16_t tag)
 {
 	const struct uq_metadata *metadata = &q->opt.metadata;
+	bool stores = iod_op(iod) == UBLK_IO_OP_WRITE;
 	struct uq_piece *p = &q->meta_pieces[tag];
-	bool kept = metadata->kind == UM_FILE;
+	int32_t res;
 
-	if (!kept && iod_op(iod) == UBLK_IO_OP_WRITE)
-		return;
 	p->tag = tag;
 	p->slot = metadata->slot;
 	p->len = meta_bytes(q, iod_bytes(iod));
 	p->offset = meta_bytes(q, iod->start_sector << SECTOR_SHIFT);
-	if (iod_op(iod) == UBLK_IO_OP_WRITE)
-		begin_step(p, UQ_PULL);
-	else
-		begin_step(p, kept ? UQ_BACKING : UQ_PUSH);
+	if (metadata->kind != UM_FILE)
+		return stores ? 0 : copy(q, p, true);
+	res = stores ? copy(q, p, false) : 0;
+	if (res)
+		return res;
+	begin_step(p, UQ_BACKING);
 	q->ios[tag].pending++;
-	submit(q, p);
+	submit(q, iod, p);
+	return 0;
 }
 
 void meta_done(struct uq_queue *q, uint16_t tag, int32_t res)
 {
-	uint32_t op = iod_op(iod_of(q, tag));
+	const struct ublksrv_io_desc *iod = iod_of(q, tag);
 	struct uq_piece *p = &q->meta_pieces[tag];
 
-	if (try_again(p, res)) {
-		submit(q, p);
+	res = try_again(p, res) ? 0 : count(p, res);
+	if (!res) {
+		submit(q, iod, p);
 		return;
 	}
-	res = count(p, res);
-	if (res > 0 && op == UBLK_IO_OP_WRITE && p->step == UQ_PULL)
-		begin_step(p, UQ_BACKING);
-	else if (res > 0 && op == UBLK_IO_OP_READ && p->step == UQ_BACKING)
-		begin_step(p, UQ_PUSH);
-	else if (res)
-		return req_part_done(q, tag, res);
-	submit(q, p);
+	if (res > 0)
+		res = iod_op(iod) == UBLK_IO_OP_READ ? copy(q, p, true) : 0;
+	req_part_done(q, tag, res);
 }
 
 /* It may not follow a fork: see map_memory(). */

@@ -111,9 +111,7 @@ struct uq_io {
 enum uq_step {
 	UQ_IDLE,		/* nothing: it has no part in a request */
 	UQ_BACKING,		/* the op itself, at the backing */
-	UQ_PULL,		/* a WRITE's data, from the driver to the buffer */
-	UQ_PUSH,		/* a READ's data, from the buffer to the driver */
-	UQ_GET,			/* a WRITE's data, by NEED_GET_DATA */
+	UQ_GET,			/* a WRITE's data, from the driver */
 	UQ_ASKED,		/* Python */
 	UQ_ASKED_EARLY,		/* likewise, before a WRITE's data is taken */
 };

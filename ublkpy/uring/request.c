@@ -68,47 +68,15 @@ static void ask(struct uq_queue *q, struct uq_piece *p, enum uq_step step)
 	q->last_asked = nr;
 }
 
-/* The data of a WRITE is there. */
+/* What a file that may wait, or Python, does about it; the data of a WRITE is there. */
 static void act(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		struct uq_piece *p)
 {
-	switch ((enum um_kind)p->kind) {
-	case UM_FILE:
+	if (p->kind == UM_FILE) {
 		begin_step(p, UQ_BACKING);
 		back_submit(q, iod, p);
-		break;
-	case UM_MEMORY: /* a WRITE's went there */
-		go_on(q, iod, p);
-		break;
-	default:
-		ask(q, p, UQ_ASKED);
-	}
-}
-
-/* The len bytes are through, and the data of a READ is here. */
-static void acted(struct uq_queue *q, const struct ublksrv_io_desc *iod,
-		  struct uq_piece *p)
-{
-	if (iod_op(iod) == UBLK_IO_OP_READ && copies(q, p)) {
-		begin_step(p, UQ_PUSH);
-		data_copy(q, p);
-		return;
-	}
-	go_on(q, iod, p);
-}
-
-static inline void launch(struct uq_queue *q,
-			  const struct ublksrv_io_desc *iod, struct uq_piece *p)
-{
-	bool copied = copies(q, p);
-
-	if (copied && iod_op(iod) == UBLK_IO_OP_WRITE) {
-		begin_step(p, UQ_PULL);
-		data_copy(q, p);
-	} else if (copied && (p->kind == UM_ZERO || p->kind == UM_MEMORY)) {
-		acted(q, iod, p); /* the data of a READ was there at once */
 	} else {
-		act(q, iod, p);
+		ask(q, p, UQ_ASKED);
 	}
 }
 
@@ -121,6 +89,33 @@ static void failed(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	if (!io->error)
 		io->error = res;
 	serve(q, iod, p);
+}
+
+static inline void launch(struct uq_queue *q,
+			  const struct ublksrv_io_desc *iod, struct uq_piece *p)
+{
+	int32_t res = 0;
+
+	if (iod_op(iod) == UBLK_IO_OP_WRITE && copies(q, p))
+		res = data_copy(q, p, false);
+	if (__builtin_expect(res, 0))
+		failed(q, iod, p, res);
+	else
+		act(q, iod, p);
+}
+
+/* The len bytes are through, and the data of a READ is here. */
+static void acted(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		  struct uq_piece *p)
+{
+	int32_t res = 0;
+
+	if (iod_op(iod) == UBLK_IO_OP_READ && copies(q, p))
+		res = data_copy(q, p, true);
+	if (__builtin_expect(res, 0))
+		failed(q, iod, p, res);
+	else
+		go_on(q, iod, p);
 }
 
 /* -- where the bytes live -------------------------------------------------- */
@@ -200,7 +195,7 @@ static void drop_piece(struct uq_queue *q, struct uq_piece *p)
 	q->free_piece = nr;
 }
 
-/* What memory of ours has to do with it; a READ's or WRITE's way is without it. */
+/* What memory of ours has to do with it, where the data comes in a buffer. */
 static void use_memory(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		       struct uq_piece *p)
 {
@@ -218,30 +213,51 @@ static void use_memory(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		memmove(buf, mem, p->len);
 }
 
-/* Whether that was all. */
+/* A READ or WRITE of a file, with the data copied on the way where need be. */
+static int32_t use_file(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+			struct uq_piece *p)
+{
+	bool copied = copies(q, p);
+	int32_t res = 0;
+
+	if (copied && iod_op(iod) == UBLK_IO_OP_WRITE)
+		res = data_copy(q, p, false);
+	if (!res)
+		res = back_at_once(q, iod, p);
+	if (!res && copied && iod_op(iod) == UBLK_IO_OP_READ)
+		res = data_copy(q, p, true);
+	return res;
+}
+
+/* Whether that was all. An error is one of the request. */
 static inline bool serve_at_once(struct uq_queue *q,
 				 const struct ublksrv_io_desc *iod,
 				 struct uq_piece *p)
 {
+	struct uq_io *io = &q->ios[p->tag];
 	uint32_t op = iod_op(iod);
 
 	switch ((enum um_kind)p->kind) {
 	case UM_NULL:
 		return true;
 	case UM_ZERO:
-		if (op == UBLK_IO_OP_READ)
-			memset(piece_buf(q, p), 0, p->len);
-		return op != UBLK_IO_OP_READ || !copies(q, p);
+		if (op != UBLK_IO_OP_READ)
+			return true;
+		memset(piece_buf(q, p), 0, p->len);
+		if (copies(q, p))
+			io->error = data_copy(q, p, true);
+		return true;
 	case UM_MEMORY:
 		if (moves_data(op) && copies(q, p))
-			return false;
-		use_memory(q, iod, p);
+			io->error = data_copy(q, p, op == UBLK_IO_OP_READ);
+		else
+			use_memory(q, iod, p);
 		return true;
 	case UM_FILE:
 		if (!q->view->files[p->slot].in_memory || !moves_data(op) ||
-		    q->ios[p->tag].way != UQ_IN_BUFFER)
+		    io->way > UQ_COPIED)
 			return false;
-		back_at_once(q, iod, p);
+		io->error = use_file(q, iod, p);
 		return true;
 	default:
 		return false;
@@ -346,7 +362,7 @@ static void begin(struct uq_queue *q, uint16_t tag)
 		io->error = -EIO;
 	if (__builtin_expect(iod->op_flags & UBLK_IO_F_INTEGRITY, 0)) {
 		if (!io->error)
-			meta_start(q, iod, tag);
+			io->error = meta_start(q, iod, tag);
 		serve(q, iod, p);
 		return;
 	}
@@ -403,22 +419,6 @@ void req_start(struct uq_queue *q, uint16_t tag, bool wants_data)
 
 /* -- completions ----------------------------------------------------------- */
 
-static void copy_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
-{
-	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
-
-	res = count(p, res);
-	if (!res) {
-		data_copy(q, p);
-	} else if (res < 0) {
-		failed(q, iod, p, res);
-	} else if (p->step == UQ_PULL) {
-		act(q, iod, p);
-	} else {
-		go_on(q, iod, p);
-	}
-}
-
 static void got_data(struct uq_queue *q, uint16_t tag, int32_t res)
 {
 	struct uq_piece *p = &q->pieces[tag];
@@ -462,23 +462,13 @@ void req_part_done(struct uq_queue *q, uint16_t tag, int32_t res)
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
 {
 	struct uq_piece *p = &q->pieces[nr];
-	bool again = try_again(p, res);
 
 	switch ((enum uq_step)p->step) {
 	case UQ_BACKING:
-		if (!again) {
+		if (try_again(p, res))
+			back_submit(q, iod_of(q, p->tag), p);
+		else
 			backing_done(q, p, res);
-			break;
-		}
-		back_submit(q, iod_of(q, p->tag), p);
-		break;
-	case UQ_PULL:
-	case UQ_PUSH:
-		if (!again) {
-			copy_done(q, p, res);
-			break;
-		}
-		data_copy(q, p);
 		break;
 	case UQ_GET:
 		got_data(q, p->tag, res);
