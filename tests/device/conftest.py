@@ -78,6 +78,16 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[mode for mode in MODES if not mode.startswith("batch+")])
+def way(request: pytest.FixtureRequest) -> str:
+    """A mode for each way of the data, with batches where this driver has them."""
+    batch = MODES.get(f"batch+{request.param}")
+    mode = batch if batch and not batch.flags & ~inspect.features() else MODES[request.param]
+    if mode.flags & ~inspect.features():
+        pytest.skip(f"this driver lacks {mode.flags & ~inspect.features()!r}")
+    return mode.name
+
+
 @pytest.fixture
 def scratch() -> Iterator[Path]:
     """A folder in memory whose files take O_DIRECT."""

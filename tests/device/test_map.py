@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import logging
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -64,11 +65,22 @@ def serve(devices: Devices, target: Target, mode: str = "auto", **options: objec
     return devices.adopt(add(DeviceConfig(DeviceOptions({"mode": mode, **options}), target)))
 
 
-def open_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+@pytest.fixture
+def open_file() -> Iterator[Callable[[Path], int]]:
+    """Opens files for as long as the test lasts."""
+    with contextlib.ExitStack() as stack:
+
+        def opened(path: Path) -> int:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return fd
+
+        yield opened
 
 
-def test_each_byte_comes_from_its_own_place(devices: Devices, scratch: Path, mode: str) -> None:
+def test_each_byte_comes_from_its_own_place(
+    devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
+) -> None:
     """In turns, 4 KiB of one file, of another, zeroes, and of the first one again, from its end."""
     contents = [disk.pattern(SIZE), bytes(reversed(disk.pattern(SIZE)))]
     fds = [open_file(disk.image(scratch / f"file{n}", SIZE, content)) for n, content in enumerate(contents)]
@@ -76,7 +88,7 @@ def test_each_byte_comes_from_its_own_place(devices: Devices, scratch: Path, mod
 
     def make(size: int) -> Map:
         made = Map(size)
-        first, second = (Routing.all(File(made.add_file(fd))) for fd in fds)
+        first, second = (Routing.all(File(made.add_file(fd, in_memory=fd == fds[1]))) for fd in fds)
         extents = []
         for start in range(0, size, 4 * block):
             extents.append(Extent(start, block, first, start))
@@ -86,7 +98,7 @@ def test_each_byte_comes_from_its_own_place(devices: Devices, scratch: Path, mod
         made.replace(extents, Sync((0, 1)))
         return made
 
-    device = serve(devices, Mapped(make), mode)
+    device = serve(devices, Mapped(make), way)
     expected = bytearray()
     for start in range(0, SIZE, 4 * block):
         expected += contents[0][start : start + block]
@@ -101,7 +113,9 @@ def test_each_byte_comes_from_its_own_place(devices: Devices, scratch: Path, mod
 
 
 @pytest.mark.parametrize("chunk", [512, 65536])
-def test_a_stripe_over_three_files(devices: Devices, scratch: Path, mode: str, chunk: int) -> None:
+def test_a_stripe_over_three_files(
+    devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str, chunk: int
+) -> None:
     """The device is shorter than its legs; more pieces than there are spares, where the chunk is small."""
     leg = 3 * MIB
     fds = [open_file(disk.image(scratch / f"leg{n}", leg)) for n in range(3)]
@@ -112,7 +126,7 @@ def test_a_stripe_over_three_files(devices: Devices, scratch: Path, mode: str, c
         made.replace([Extent(0, size, Routing.all(Stripe(files, chunk)))], Sync(files))
         return made
 
-    device = serve(devices, Mapped(make), mode, depth=4)
+    device = serve(devices, Mapped(make), way, depth=4)
     data = disk.pattern(SIZE)
     disk.write(device.node, 0, data)
     assert disk.read(device.node, 0, SIZE) == data
@@ -122,7 +136,9 @@ def test_a_stripe_over_three_files(devices: Devices, scratch: Path, mode: str, c
         assert legs[number % 3][at : at + chunk] == data[number * chunk : (number + 1) * chunk]
 
 
-def test_an_error_in_the_middle_fails_the_request(devices: Devices, scratch: Path, mode: str) -> None:
+def test_an_error_in_the_middle_fails_the_request(
+    devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
+) -> None:
     fd = open_file(disk.image(scratch / "image", SIZE, disk.pattern(SIZE)))
 
     def make(size: int) -> Map:
@@ -132,14 +148,16 @@ def test_an_error_in_the_middle_fails_the_request(devices: Devices, scratch: Pat
         made.replace([Extent(MIB + 4096, size - MIB - 4096, file, MIB + 4096)])
         return made
 
-    device = serve(devices, Mapped(make), mode)
+    device = serve(devices, Mapped(make), way)
     assert disk.read(device.node, 0, MIB) == disk.pattern(SIZE)[:MIB]
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         disk.read(device.node, MIB - 8192, 16384)
     assert disk.read(device.node, MIB + 4096, MIB) == disk.pattern(SIZE)[MIB + 4096 : 2 * MIB + 4096]
 
 
-def test_python_answers_what_the_map_leaves_open(devices: Devices, scratch: Path, mode: str) -> None:
+def test_python_answers_what_the_map_leaves_open(
+    devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
+) -> None:
     """The second half of the device is a bytearray of the daemon."""
     fd = open_file(disk.image(scratch / "image", SIZE))
     memory = bytearray(SIZE)
@@ -161,7 +179,7 @@ def test_python_answers_what_the_map_leaves_open(devices: Devices, scratch: Path
                 memory[where] = bytes(request.length)
             request.done()
 
-    device = serve(devices, Mapped(make, answer), mode)
+    device = serve(devices, Mapped(make, answer), way)
     data = disk.pattern(SIZE)
     disk.write(device.node, 0, data)
     assert disk.read(device.node, 0, SIZE) == data
@@ -171,7 +189,9 @@ def test_python_answers_what_the_map_leaves_open(devices: Devices, scratch: Path
     load.verify(device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-128k", "--size=8m")
 
 
-def test_the_map_changes_and_is_asked_again(devices: Devices, scratch: Path, mode: str) -> None:
+def test_the_map_changes_and_is_asked_again(
+    devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
+) -> None:
     """The first write of each 64 KiB is an upcall that maps them; all others are not."""
     path = disk.image(scratch / "image", SIZE)
     fd = open_file(path)
@@ -194,7 +214,7 @@ def test_the_map_changes_and_is_asked_again(devices: Devices, scratch: Path, mod
             request.retry()
 
     log = scratch / "log"
-    device = serve(devices, Mapped(make, answer), mode, log=log)
+    device = serve(devices, Mapped(make, answer), way, log=log)
     data = disk.pattern(SIZE)
     disk.write(device.node, 0, data[:MIB])  # asked for all at once, and again for what is left after each answer
     for start in range(MIB, SIZE, 16384):
@@ -239,7 +259,7 @@ def test_what_an_upcall_raises_is_the_answer(devices: Devices, scratch: Path, er
     assert ("ValueError: a bug" in log.read_text()) is (expected == errno.EIO)
 
 
-def test_natively_means_without_python(devices: Devices, scratch: Path, mode: str) -> None:
+def test_natively_means_without_python(devices: Devices, scratch: Path, way: str) -> None:
     """Under load, loop and null ask Python nothing."""
     asked = scratch / "asked"
 
@@ -255,16 +275,16 @@ def test_natively_means_without_python(devices: Devices, scratch: Path, mode: st
         pass
 
     file = disk.image(scratch / "image", SIZE)
-    device = serve(devices, Loop({"file": file}), mode, queues=2)
+    device = serve(devices, Loop({"file": file}), way, queues=2)
     load.verify(device.node, "--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bs=4k", "--size=8m", "--fsync=16")
-    device = serve(devices, Null({"size": SIZE}), mode, queues=2)
+    device = serve(devices, Null({"size": SIZE}), way, queues=2)
     with load.running(device, "--iodepth=32", "--rw=randrw", "--bs=4k", "--time_based", "--runtime=1") as fio:
         status, output = load.result(fio)
     assert status == 0, output
     assert not asked.exists()
 
 
-def test_memory(devices: Devices, scratch: Path, mode: str) -> None:
+def test_memory(devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str) -> None:
     """The outer parts in a file, the inner one in memory that is a file's mapping."""
     fd = open_file(disk.image(scratch / "image", SIZE))
     path = disk.image(scratch / "memory", SIZE)
@@ -279,7 +299,7 @@ def test_memory(devices: Devices, scratch: Path, mode: str) -> None:
         )
         return made
 
-    device = serve(devices, Mapped(make), mode)
+    device = serve(devices, Mapped(make), way)
     data = disk.pattern(SIZE)
     disk.write(device.node, 0, data)
     assert disk.read(device.node, 0, SIZE) == data
@@ -293,7 +313,9 @@ def test_memory(devices: Devices, scratch: Path, mode: str) -> None:
     load.verify(device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-128k", "--size=8m")
 
 
-def test_a_write_goes_where_the_target_wants_it(devices: Devices, scratch: Path, mode: str) -> None:
+def test_a_write_goes_where_the_target_wants_it(
+    devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
+) -> None:
     """Python names the buffer when it has seen the request, where the data is still with the driver (get-data)."""
     path = disk.image(scratch / "store", SIZE)
     store = mmap.mmap(open_file(path), SIZE)
@@ -318,7 +340,7 @@ def test_a_write_goes_where_the_target_wants_it(devices: Devices, scratch: Path,
             elif request.op is Op.WRITE:
                 with pytest.raises(RuntimeError, match="there already"):
                     request.receive(bytearray(request.length))
-                if mode != "get-data":
+                if way != "get-data":
                     store[where] = bytes(request.buffer)
                 assert store[where] == request.buffer
             request.done()
@@ -326,16 +348,16 @@ def test_a_write_goes_where_the_target_wants_it(devices: Devices, scratch: Path,
     def make(size: int) -> Map:
         return Map(size, Routing.all(Upcall(early=True)))
 
-    device = serve(devices, Mapped(make, answer), mode, log=log)
+    device = serve(devices, Mapped(make, answer), way, log=log)
     data = disk.pattern(SIZE)
     disk.write(device.node, MIB, data[MIB:])
     assert disk.read(device.node, MIB, SIZE - MIB) == data[MIB:]
     assert path.read_bytes()[MIB:] == data[MIB:]
-    if mode == "get-data":
+    if way == "get-data":
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             disk.write(device.node, 0, data[:4096])
         assert disk.read(device.node, 0, 4096) == bytes(4096)
-    assert ("early" in log.read_text()) is (mode == "get-data")
+    assert ("early" in log.read_text()) is (way == "get-data")
     assert "Traceback" not in log.read_text()
     load.verify(
         device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-64k", "--offset=1m", "--size=7m"
