@@ -59,10 +59,14 @@ void back_submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	switch (op) {
 	case UBLK_IO_OP_READ:
 	case UBLK_IO_OP_WRITE:
-		if (in_place(&q->ios[p->tag]))
+		if (in_place(&q->ios[p->tag])) {
 			prep_rw_fixed(p, op == UBLK_IO_OP_WRITE, sqe);
-		else
+			/* It cannot without a thread, and need not be tried. */
+			if (q->view->files[p->slot].in_memory)
+				sqe->flags |= IOSQE_ASYNC;
+		} else {
 			prep_rw(q, p, op == UBLK_IO_OP_WRITE, sqe);
+		}
 		sqe->off = p->offset + p->done;
 		if (iod->op_flags & UBLK_IO_F_FUA && op == UBLK_IO_OP_WRITE)
 			sqe->rw_flags = RWF_DSYNC;
