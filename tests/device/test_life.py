@@ -159,8 +159,9 @@ def test_affinity_is_what_the_threads_have_now(devices: Devices) -> None:
     device = devices.null()
     known = device.status().known
     assert known
-    os.sched_setaffinity(known.queues[0].tid, {1})
-    assert "affinity(1 )" in program.ublk("list", "-n", str(device.id)).out
+    (cpu,) = os.sched_getaffinity(known.queues[0].tid)
+    os.sched_setaffinity(known.queues[0].tid, {1 - cpu})
+    assert f"affinity({1 - cpu} )" in program.ublk("list", "-n", str(device.id)).out
 
 
 def test_list_as_json(devices: Devices, scratch: Path) -> None:

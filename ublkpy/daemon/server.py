@@ -249,7 +249,16 @@ class Server:
         # In batch mode the first thread of a queue tells the driver the tags that all of them then fetch.
         for group in (range(1), range(1, threads)):
             self._start_workers(
-                Worker(memory, thread, mode, self._plan.config.target, self._map, cpus[memory.q_id], self._wake, shared)
+                Worker(
+                    memory,
+                    thread,
+                    mode,
+                    self._plan.config.target,
+                    self._map,
+                    _one_of(cpus[memory.q_id], info.dev_id + thread),
+                    self._wake,
+                    shared,
+                )
                 for memory in self._memories
                 for thread in group
             )
@@ -394,6 +403,15 @@ class Server:
 
 def _only_wake(_number: int, _frame: object) -> None:
     """Handles a signal whose byte in the wake socket is all that is wanted."""
+
+
+def _one_of(cpus: set[int], nth: int) -> set[int]:
+    """One of a queue's CPUs on which we may run, as ublksrv has it: a thread that stays there wakes up cheaper.
+
+    Devices with one queue, and the threads of one, are spread over them.
+    """
+    usable = sorted(cpus & os.sched_getaffinity(0)) or sorted(cpus)
+    return {usable[nth % len(usable)]} if usable else cpus
 
 
 def _open_cdev(dev_id: int) -> int:
