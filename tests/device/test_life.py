@@ -116,11 +116,11 @@ def test_list_without_devices() -> None:
 def test_list_columns(devices: Devices, scratch: Path) -> None:
     file = disk.image(scratch / "image", MIB)
     loop, null = devices.loop(file, queues=2), devices.null(depth=64)
-    mode = fastest(inspect.features(), 64).name
+    modes = [fastest(inspect.features(), 64, user_copy=user_copy).name for user_copy in (False, True)]
     lines = program.ublk("list").out.splitlines()
     assert lines[0].split() == ["ID", "NODE", "TARGET", "SIZE", "STATE", "QUEUES", "MODE", "PID", "BACKING"]
-    assert lines[1].split() == ["0", "/dev/ublkb0", "loop", "1M", "LIVE", "2x128", mode, str(loop.pid), str(file)]
-    assert lines[2].split() == ["1", "/dev/ublkb1", "null", "64M", "LIVE", "1x64", mode, str(null.pid), "-"]
+    assert lines[1].split() == ["0", "/dev/ublkb0", "loop", "1M", "LIVE", "2x128", modes[0], str(loop.pid), str(file)]
+    assert lines[2].split() == ["1", "/dev/ublkb1", "null", "64M", "LIVE", "1x64", modes[1], str(null.pid), "-"]
     assert len(lines) == 3
 
 

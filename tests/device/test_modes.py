@@ -124,10 +124,11 @@ def test_requests_that_the_driver_cannot_register_are_copied(
 # -- which mode -----------------------------------------------------------------------------
 
 
-def test_the_default_is_the_fastest(devices: Devices) -> None:
-    device = devices.null()
+def test_the_default_is_the_fastest(devices: Devices, scratch: Path) -> None:
+    device = devices.loop(disk.image(scratch / "image", MIB))
     assert mode_of(device) == fastest(inspect.features(), 128).name
     assert mode_of(device) in program.ublk("list").out
+    assert mode_of(devices.null()) == fastest(inspect.features(), 128, user_copy=True).name
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_the_default_is_the_fastest(devices: Devices) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_switches_of_ublksrv(devices: Devices, switches: list[str], name: str | None) -> None:
-    wanted = MODES[name] if name else fastest(inspect.features(), 128)
+    wanted = MODES[name] if name else fastest(inspect.features(), 128, user_copy=True)
     added = program.ublk("add", "-t", "null", *switches)
     if wanted.flags & ~inspect.features():
         assert (added.status, added.out, inspect.device_ids()) == (ExitCode.FAILED, "", [])
@@ -163,7 +164,7 @@ def test_a_mode_that_the_driver_lacks(devices: Devices) -> None:
 
 
 def test_batches_need_more_than_one_request(devices: Devices) -> None:
-    assert mode_of(devices.null(depth=1)) == "copy"
+    assert mode_of(devices.null(depth=1)) == "user-copy"
     if Feature.BATCH_IO in inspect.features():
         with pytest.raises(ConfigError, match=r"mode batch\+copy needs a depth of 2 or more"):
             devices.null(mode="batch+copy", depth=1)

@@ -162,6 +162,7 @@ class Server:
                 options.depth,
                 options.threads_per_queue,
                 metadata=self._plan.geometry.integrity is not None,
+                moves_data=self._plan.config.target.moves_data,
             )
             if options.shmem_zc and self._plan.geometry.integrity:
                 raise ConfigError("memory shared by clients does not go with metadata", "leave one of the two out")

@@ -64,6 +64,8 @@ class Target(Configurable, ABC):
     """Base of all targets. The class docstring's first line is the target's help."""
 
     name: ClassVar[str]
+    moves_data: ClassVar[bool] = True
+    """Whether the data of a READ or WRITE matters to it; else it need not be copied."""
 
     @abstractmethod
     def open(self) -> Geometry:

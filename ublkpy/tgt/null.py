@@ -15,6 +15,7 @@ class NullTarget(IntegrityTarget):
     """Completes every request at once and moves no data: for measuring."""
 
     name = "null"
+    moves_data = False
     size: Size = option("250G", help="size of the device", minimum=512, multiple=512)
 
     def open(self) -> Geometry:

@@ -68,20 +68,23 @@ MODES: dict[str, Mode] = {
 }
 
 
-def fastest(features: Feature, depth: int, threads: int = 1, *, metadata: bool = False) -> Mode:
+def fastest(features: Feature, depth: int, threads: int = 1, *, user_copy: bool = False) -> Mode:
     """The mode with the fewest instructions per request of 4 KiB that this driver has for queues so deep.
 
     Several threads in batch mode take turns of some requests each, and the driver waits for the one whose turn it
-    is. One by one, each has tags of its own, and none waits for another. ``metadata`` comes with the data: the driver
-    gives it only to those who copy themselves.
+    is. One by one, each has tags of its own, and none waits for another. ``user_copy`` is for who has metadata, which
+    the driver gives only to those who copy themselves, or for who need not copy at all.
     """
-    way = "user-copy" if metadata else "copy"
+    way = "user-copy" if user_copy and Feature.USER_COPY in features else "copy"
     return MODES[f"batch+{way}" if Feature.BATCH_IO in features and depth > 1 and threads == 1 else way]
 
 
-def demand(name: str, features: Feature, depth: int, threads: int, *, metadata: bool = False) -> Mode:
+def demand(
+    name: str, features: Feature, depth: int, threads: int, *, metadata: bool = False, moves_data: bool = True
+) -> Mode:
     """The mode of this name, or the fastest for ``auto``; UblkError says what it, or so many threads, lack."""
-    mode = fastest(features, depth, threads, metadata=metadata) if name == "auto" else MODES[name]
+    user_copy = metadata or not moves_data
+    mode = fastest(features, depth, threads, user_copy=user_copy) if name == "auto" else MODES[name]
     if metadata and mode.data != lib.UQ_USER_COPY:
         raise ConfigError(
             f"mode {mode.name} cannot move metadata: the driver has it copied by the daemon itself",
