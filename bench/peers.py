@@ -10,14 +10,17 @@ from .servers import DEPTH, Place, Served, Server
 from .servers.ublk import added
 from .subject import Family, Subject
 
-# kublk's data modes: the name's suffix, the options
+# kublk's data modes: the name's suffix, which is what we call the mode, and the options
 _KUBLK_MODES = (
     ("", ()),
-    ("-zc", ("-z",)),
-    ("-autozc", ("--auto_zc",)),
-    ("-usercopy", ("-u",)),
-    ("-batch", ("-b",)),
-    ("-batch-autozc", ("-b", "--auto_zc")),
+    ("-get-data", ("-g",)),
+    ("-user-copy", ("-u",)),
+    ("-zero-copy", ("-z",)),
+    ("-auto-buf", ("--auto_zc",)),
+    ("-batch+copy", ("-b",)),
+    ("-batch+user-copy", ("-b", "-u")),
+    ("-batch+zero-copy", ("-b", "-z")),
+    ("-batch+auto-buf", ("-b", "--auto_zc")),
 )
 
 

@@ -44,7 +44,7 @@ def test_unknown_names_list_the_known() -> None:
 
 
 def test_a_peer_brings_its_modes() -> None:
-    assert {"kublk-null", "kublk-loop", "kublk-null-batch"} <= set(chosen("kublk-*", peer=PEER))
+    assert {"kublk-null", "kublk-loop", "kublk-null-batch+copy"} <= set(chosen("kublk-*", peer=PEER))
 
 
 def test_a_peer_that_nobody_can_drive() -> None:
