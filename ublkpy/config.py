@@ -87,6 +87,8 @@ class Draft:
     target: dict[str, Any] = field(default_factory=dict)
     place: str = ""
     """Where a file describes the target, to begin a message with."""
+    name: str = ""
+    """Of the file."""
 
 
 def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
@@ -106,11 +108,18 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
                 f"{file.place}no {opt.name} given: target {target_type} needs {flags}, {opt.help}",
                 f"ublk help -t {target_type}",
             )
-    return DeviceConfig(_checked(DeviceOptions(file.device | said.device)), cls(values))
+    device = DeviceOptions(file.device | said.device)
+    try:
+        _check(device)
+    except ConfigError as e:
+        if file.device and file.name:
+            raise ConfigError(f"{e.message} (of which {file.name} says a part)", e.hint) from e
+        raise
+    return DeviceConfig(device, cls(values))
 
 
-def _checked(device: DeviceOptions) -> DeviceOptions:
-    """The options, if they go together."""
+def _check(device: DeviceOptions) -> None:
+    """ConfigError for options that do not go together."""
     if device.shmem_zc:
         mode.check_sharing(device.mode, device.recovery != "none")
     else:
@@ -123,7 +132,8 @@ def _checked(device: DeviceOptions) -> DeviceOptions:
             f" not {device.depth}",
             "lower --threads_per_queue, or raise --depth",
         )
-    return device
+    if device.mode != "auto":
+        mode.check_depth(mode.MODES[device.mode], device.depth)
 
 
 def from_dump(data: Mapping[str, Any]) -> DeviceConfig:
@@ -164,7 +174,7 @@ class _Reader:
         self._mistakes: list[tuple[int, str]] = []
 
     def read(self) -> Draft:
-        draft = Draft()
+        draft = Draft(name=str(self._path))
         try:
             self._loader = yaml.SafeLoader(self._text)
             root = self._loader.get_single_node()

@@ -13,12 +13,16 @@ import socket
 import struct
 from pathlib import Path
 
-_WHY = {
+# What the errors of the protocol mean.
+WHY = {
     errno.EACCES: "it must be open for reading and writing",
     errno.EBUSY: "the device is being set up or deleted",
     errno.EEXIST: "some of it is shared already",
     errno.EFAULT: "the driver cannot pin it",
+    errno.EIO: "the daemon could not ask the driver; its log says why",
     errno.EINVAL: "it must be a memfd of whole pages, at least one, at most 4 GiB",
+    errno.ENODEV: "the device is being deleted",
+    errno.ENOMEM: "memory is short",
     errno.ENOSPC: "there are too many buffers already",
     errno.EPERM: "it must be sealed against shrinking: memfd_create() with MFD_ALLOW_SEALING, then F_SEAL_SHRINK",
     errno.ETIMEDOUT: "the device does not answer its requests",
@@ -52,5 +56,5 @@ def register(dev_id: int, fd: int, timeout: float = 90.0) -> int:
         raise ConnectionResetError(errno.ECONNRESET, f"the daemon of device {dev_id} closed the connection")
     (result,) = struct.unpack("=i", answer)
     if result < 0:
-        raise OSError(-result, f"the memory cannot be shared: {_WHY.get(-result, os.strerror(-result))}")
+        raise OSError(-result, f"the memory cannot be shared: {WHY.get(-result, os.strerror(-result))}")
     return int(result)

@@ -308,6 +308,20 @@ def test_a_connection_that_stays_open_changes_nothing(devices: Devices) -> None:
     check_both_ways(device, second)
 
 
+def test_as_many_as_there_is_room_for(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver has room for more, and would name one that the daemon does not know."""
+    monkeypatch.setattr(daemon_shmem, "MAX_BUFFERS", 2)
+    device = serve(devices, Store())
+    memories = [Memory() for _ in range(3)]
+    for memory in memories[:2]:
+        shmem.register(device.id, memory.fd)
+    with pytest.raises(OSError, match="too many buffers already") as caught:
+        shmem.register(device.id, memories[2].fd)
+    assert caught.value.errno == errno.ENOSPC
+    assert registered(device) == [0, 1]
+    check_both_ways(device, memories[2])
+
+
 def test_the_example_of_the_documentation(devices: Devices) -> None:
     device = serve(devices, Store())
     (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "shmem.md").read_text(), re.DOTALL)

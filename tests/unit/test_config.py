@@ -547,6 +547,17 @@ def test_what_is_only_about_shared_memory(name: str) -> None:
         build(Draft(device={name: Path("/huge")}, target_type="null"))
 
 
+def test_batches_of_one() -> None:
+    with pytest.raises(ConfigError, match=r"mode batch\+copy needs a depth of 2 or more"):
+        build(Draft(device={"mode": "batch+copy", "depth": 1}, target_type="null"))
+
+
+def test_what_a_file_and_the_command_line_contradict_each_other_in(write: Write) -> None:
+    path = write("depth: 4\ntarget: {type: null}")
+    with pytest.raises(ConfigError, match=rf"depth of 9 or more, not 4 \(of which {path} says a part\)"):
+        build(Draft({"threads_per_queue": 9}), read_yaml(path))
+
+
 def test_shared_memory_in_a_mode_that_has_no_use_for_it() -> None:
     with pytest.raises(ConfigError, match="--shmem_zc and mode get-data exclude each other"):
         build(Draft(device={"shmem_zc": True, "mode": "get-data"}, target_type="null"))

@@ -67,7 +67,7 @@ def test_a_number_comes_back_and_the_memory_is_sealed(memfd: int, answering: Ans
     [
         (errno.EPERM, "the memory cannot be shared: it must be sealed against shrinking"),
         (errno.EEXIST, "the memory cannot be shared: some of it is shared already"),
-        (errno.EIO, "the memory cannot be shared: Input/output error"),
+        (errno.EREMOTE, "the memory cannot be shared: Object is remote"),
     ],
 )
 def test_a_refusal(memfd: int, answering: Answering, number: int, words: str) -> None:

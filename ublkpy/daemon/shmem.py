@@ -34,7 +34,7 @@ from typing import IO
 from ublkpy.daemon import regbuf
 from ublkpy.daemon.memory import HugeFile, Refused, length_of, owner_of
 from ublkpy.errors import UblkError, from_dict
-from ublkpy.shmem import socket_path
+from ublkpy.shmem import WHY, socket_path
 from ublkpy.uring.shmem import MAX_BUFFERS, Mapping, SharedBuffers
 
 _log = logging.getLogger(__name__)
@@ -87,9 +87,8 @@ class Sharing:
                 index = self._register(htlb.fd, htlb.length, late=_give_up)
                 _log.info("sharing %s as buffer %d", htlb.path, index)
         except Refused as e:
-            raise UblkError(
-                f"cannot share {htlb.path if htlb else ''}: {e}", "are there enough free huge pages?"
-            ) from e
+            hint = "are there enough free huge pages?" if e.errno == errno.ENOMEM else WHY.get(e.errno, "")
+            raise UblkError(f"cannot share {htlb.path if htlb else ''}: {e}", hint) from e
         finally:
             self._listen()
 
@@ -240,6 +239,8 @@ class Sharing:
 
     def _register(self, fd: int, length: int, late: Callable[[], None]) -> int:
         """Have our queues and the driver know it; its index. Raises Refused, and what ``late`` raises."""
+        if len(self.buffers.indices()) == MAX_BUFFERS:
+            raise Refused(errno.ENOSPC, f"{MAX_BUFFERS} buffers are shared already")
         try:
             mapping = Mapping(fd, length, read_only=self._read_only)
         except OSError as e:

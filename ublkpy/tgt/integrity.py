@@ -85,7 +85,7 @@ def open_metadata(path: Path, data: Path, size: int, integrity: Integrity, *, re
             )
         status = os.fstat(backing.fd)
         if integrity.csum_type and stat.S_ISREG(status.st_mode) and not status.st_blocks:
-            raise UblkError(f"metadata file {path} has only zeroes, no checksums: no block could be read", make)
+            raise UblkError(f"metadata file {path} has only holes, no checksums: no block could be read", make)
         backing.check_space()
     except BaseException:
         backing.close()

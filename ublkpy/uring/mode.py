@@ -101,9 +101,13 @@ def demand(
             f"this kernel's ublk driver lacks {names([Feature.PER_IO_DAEMON])}, which {threads} threads per queue need",
             "leave --threads_per_queue out, or use Linux 6.16 or newer; -q makes more queues, a thread each",
         )
+    return mode
+
+
+def check_depth(mode: Mode, depth: int) -> None:
+    """ConfigError for batches of one: the driver (UBLK_F_BATCH_IO) refuses them."""
     if mode.batch and depth == 1:
         raise ConfigError(f"mode {mode.name} needs a depth of 2 or more", "leave --mode out, or raise --depth")
-    return mode
 
 
 def sharing(mode: Mode, features: Feature, recovers: bool) -> Mode:

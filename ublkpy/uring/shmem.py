@@ -60,8 +60,3 @@ class SharedBuffers:
 
     def indices(self) -> list[int]:
         return sorted(self._mappings)
-
-    def close(self) -> None:
-        """Unmap all, when no queue runs any more."""
-        for index in self.indices():
-            self.remove(index)

@@ -171,7 +171,7 @@ def test_file_that_is_too_short(disk: Path, metadata: Path) -> None:
 def test_file_of_zeroes(disk: Path, metadata: Path) -> None:
     metadata.write_bytes(b"")
     os.truncate(metadata, NEEDED)
-    assert "has only zeroes, no checksums" in refused(loop(disk, metadata)).message
+    assert "has only holes, no checksums" in refused(loop(disk, metadata)).message
     target = loop(disk, metadata, csum_type=None)
     assert target.open().integrity == Integrity(512, 8)
     target.close()
