@@ -10,7 +10,7 @@ from .servers import DEPTH, Place, Served, Server
 from .servers.ublk import added
 from .subject import Family, Subject
 
-# kublk's data modes: the name's suffix, which is what we call the mode, and the options
+# kublk's data modes: the suffix, which is our name for the mode, and the options; with -b -u it hangs
 _KUBLK_MODES = (
     ("", ()),
     ("-get-data", ("-g",)),
@@ -18,7 +18,6 @@ _KUBLK_MODES = (
     ("-zero-copy", ("-z",)),
     ("-auto-buf", ("--auto_zc",)),
     ("-batch+copy", ("-b",)),
-    ("-batch+user-copy", ("-b", "-u")),
     ("-batch+zero-copy", ("-b", "-z")),
     ("-batch+auto-buf", ("-b", "--auto_zc")),
 )
