@@ -111,10 +111,11 @@ def test_a_sparse_image_on_a_nearly_full_disk_is_warned_about(
     assert "may need 16M more, but its disk has only 4M free" in caplog.text
 
 
-def test_bad_blocks_of_the_backing_are_bad_blocks_of_the_device(devices: Devices, scratch: Path) -> None:
+@pytest.mark.parametrize("mode", ["auto", "user-copy"])
+def test_bad_blocks_of_the_backing_are_bad_blocks_of_the_device(devices: Devices, scratch: Path, mode: str) -> None:
     settings = {"memory_backed": "1", "size": "8", "blocksize": "512", "badblocks": "+2048-2055"}
     with kernel.null_block(scratch, "bad", **settings) as node:
-        device = devices.loop(node)
+        device = devices.loop(node, mode=mode)
         disk.write(device.node, 0, disk.pattern(MIB))
         assert disk.read(device.node, 0, MIB) == disk.pattern(MIB)
         for start, length in ((MIB, 512), (MIB - 4 * KIB, 8 * KIB)):

@@ -283,6 +283,17 @@ def test_no_discard_and_zeroes_that_are_written(has_metadata: None, devices: Dev
     expect_damage(made.node, 8192)
 
 
+def test_a_data_file_that_shrinks(has_metadata: None, devices: Devices, scratch: Path) -> None:
+    """The data fails at once, while the metadata is on its way."""
+    made = make(devices, scratch)
+    disk.write(made.node, 0, disk.pattern(SIZE))
+    os.truncate(made.file, 4096)
+    for _ in range(2 * 128):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            disk.read(made.node, MIB, 4096)
+    assert disk.read(made.node, 0, 4096) == disk.pattern(SIZE)[:4096]
+
+
 def test_a_metadata_file_that_shrinks(has_metadata: None, devices: Devices, scratch: Path) -> None:
     log = scratch / "log"
     made = make(devices, scratch, log=log)

@@ -129,6 +129,8 @@ def test_the_default_is_the_fastest(devices: Devices, scratch: Path) -> None:
     assert mode_of(device) == fastest(inspect.features(), 128).name
     assert mode_of(device) in program.ublk("list").out
     assert mode_of(devices.null()) == fastest(inspect.features(), 128, user_copy=True).name
+    if Feature.BATCH_IO in inspect.features():
+        assert (mode_of(device), mode_of(devices.null())) == ("batch+copy", "batch+user-copy")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.daemon import inspect
 from ublkpy.daemon.add import add
+from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.recover import recover
 from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import ExitCode, UblkError
@@ -156,11 +157,14 @@ def test_single_requests_come_through(devices: Devices, scratch: Path, protocol:
 
 def test_threads_of_a_queue_share_its_cpus(devices: Devices, several: None) -> None:
     device = devices.null(queues=2, threads_per_queue=2)
-    cpus = [(q_id, os.sched_getaffinity(tid)) for q_id, tid in threads(device)]
-    assert [q_id for q_id, _ in cpus] == [0, 0, 1, 1]
-    assert cpus[0][1] == cpus[1][1] != cpus[2][1] == cpus[3][1]
-    device = devices.null(threads_per_queue=2)
-    assert sorted(cpu for _, tid in threads(device) for cpu in os.sched_getaffinity(tid)) == [0, 1]
+    assert [q_id for q_id, _ in threads(device)] == [0, 0, 1, 1]
+    single = devices.null(threads_per_queue=2)
+    with Control() as control:
+        for each in (device, single):
+            for q_id, tid in threads(each):
+                assert len(os.sched_getaffinity(tid)) == 1
+                assert os.sched_getaffinity(tid) <= control.affinity(each.id, q_id)
+    assert len({cpu for _, tid in threads(single) for cpu in os.sched_getaffinity(tid)}) == 2
 
 
 def test_the_default_mode_leaves_each_thread_its_own_tags(devices: Devices, several: None) -> None:

@@ -169,6 +169,9 @@ class Server:
             if options.shmem_zc:
                 mode = sharing(mode, features, options.recovery != "none")
             needed[f"mode {mode.name}"] = mode.flags
+            if not self._plan.config.target.moves_data:
+                # What the kernel had in its pages before could look like partitions.
+                needed["a target without data"] = Feature.NO_AUTO_PART_SCAN & features
             info = control.add(replace(wanted, flags=functools.reduce(operator.or_, needed.values())))
             try:
                 for what, flags in needed.items():
@@ -256,7 +259,8 @@ class Server:
                     mode,
                     self._plan.config.target,
                     self._map,
-                    _one_of(cpus[memory.q_id], info.dev_id + thread),
+                    cpus[memory.q_id],
+                    info.dev_id + thread,  # devices with one queue are spread, and the threads of one
                     self._wake,
                     shared,
                 )
@@ -389,14 +393,15 @@ class Server:
     def _close(self) -> None:
         if self._sharing:
             self._sharing.close()  # before the id, and so the path of its socket, can be another's
+        if any(worker.serving for worker in self._workers):
+            return  # all that follows is in use, and goes with the process
         if self._cdev_fd >= 0:
             os.close(self._cdev_fd)
             self._cdev_fd = -1
-        if not any(worker.serving for worker in self._workers):
-            for memory in self._memories:
-                memory.close()
-            if self._map:
-                self._map.close()
+        for memory in self._memories:
+            memory.close()
+        if self._map:
+            self._map.close()
         if self._htlb:
             self._htlb.close()
         self._plan.config.target.close()
@@ -404,15 +409,6 @@ class Server:
 
 def _only_wake(_number: int, _frame: object) -> None:
     """Handles a signal whose byte in the wake socket is all that is wanted."""
-
-
-def _one_of(cpus: set[int], nth: int) -> set[int]:
-    """One of a queue's CPUs on which we may run, as ublksrv has it: a thread that stays there wakes up cheaper.
-
-    Devices with one queue, and the threads of one, are spread over them.
-    """
-    usable = sorted(cpus & os.sched_getaffinity(0)) or sorted(cpus)
-    return {usable[nth % len(usable)]} if usable else cpus
 
 
 def _open_cdev(dev_id: int) -> int:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 class Worker(threading.Thread):
     """Serves one queue, or as number ``thread`` of several its share, from FETCH to the driver's last abort.
 
+    It stays on the ``nth`` of the queue's ``cpus``, counted around.
+
     ``ready`` is set when all FETCHes are sent or ``error`` says why not. When the thread has ended,
     ``serving`` turns False and then ``ended`` is called, in this thread, as the last thing.
     """
@@ -34,6 +36,7 @@ class Worker(threading.Thread):
         target: Target,
         target_map: Map,
         cpus: set[int],
+        nth: int,
         ended: Callable[[], None],
         shared: SharedBuffers | None = None,
     ) -> None:
@@ -49,6 +52,7 @@ class Worker(threading.Thread):
         self._target = target
         self._map = target_map
         self._cpus = cpus
+        self._nth = nth
         self._ended = ended
         self._shared = shared
 
@@ -75,10 +79,7 @@ class Worker(threading.Thread):
     def _serve(self) -> None:
         # Signals are the main thread's.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            os.sched_setaffinity(0, self._cpus)
-        except OSError as e:  # a cpuset that excludes them, or none of them is online
-            log.warning("queue %d runs on any CPU: %s", self.q_id, e)
+        self._settle()
         queue = self._queue = Queue(self._memory, self._mode, self._map, self._thread, self._shared)
         self.ready.set()
         while event := queue.run():
@@ -87,6 +88,23 @@ class Worker(threading.Thread):
             else:
                 self._ask(event)
         self.release()
+
+    def _settle(self) -> None:
+        """Stay on one CPU of the queue's, as ublksrv does: a thread that moves costs more to wake up.
+
+        Where that one is offline or excluded by a cpuset, on any of them, or else just anywhere.
+        """
+        cpus = sorted(self._cpus)
+        first = self._nth % max(1, len(cpus))
+        for choice in (cpus[first : first + 1], cpus):
+            try:
+                os.sched_setaffinity(0, choice)
+            except OSError as e:
+                why = e
+            else:
+                self._cpus = set(choice)
+                return
+        log.warning("queue %d runs on any CPU: %s", self.q_id, why)
 
     def _ask(self, requests: list[Request]) -> None:
         """Have the target answer; what it raises is the answer to those that it left."""

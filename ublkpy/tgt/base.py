@@ -81,7 +81,8 @@ class Target(Configurable, ABC):
     def upcall(self, requests: Sequence[Request]) -> None:
         """Answer the requests that the map leaves to Python, now or later. Runs in a thread of their queue.
 
-        Several such calls may run at once: for each queue as many as it has threads.
+        Several such calls may run at once: for each queue as many as it has threads. Those stay on one CPU each, and
+        what they start inherits it.
         OSError is the answer to those that it leaves, any other exception is EIO and a traceback in the log.
         """
         raise NotImplementedError(f"the map of {self.name} asks for what it cannot answer")

@@ -27,7 +27,7 @@ def refusing() -> Iterator[int]:
     os.close(fd)
 
 
-def run(fd: int, cpus: set[int], backing: int | None = None) -> tuple[Worker, list[threading.Thread]]:
+def run(fd: int, cpus: set[int], backing: int | None = None, nth: int = 0) -> tuple[Worker, list[threading.Thread]]:
     """A worker that has ended, and the threads from which it said so."""
     ended: list[threading.Thread] = []
     target = NullTarget({"size": 1 << 20})
@@ -36,7 +36,7 @@ def run(fd: int, cpus: set[int], backing: int | None = None) -> tuple[Worker, li
         target_map.replace([Extent(0, 1 << 20, Routing.all(File(target_map.add_file(backing))))])
     mode = MODES["copy"]
     memory = Memory(fd, 3, 4, 4096)
-    worker = Worker(memory, 0, mode, target, target_map, cpus, lambda: ended.append(threading.current_thread()))
+    worker = Worker(memory, 0, mode, target, target_map, cpus, nth, lambda: ended.append(threading.current_thread()))
     worker.start()
     worker.join(10)
     assert not worker.is_alive()
@@ -65,9 +65,10 @@ def test_queue_that_cannot_be_set_up(refusing: int) -> None:
 
 
 def test_state_names_thread_and_cpus(refusing: int) -> None:
-    worker, _ = run(refusing, {1, 0})
+    cpu = min(os.sched_getaffinity(0))
+    worker, _ = run(refusing, {cpu})
     state = worker.state()
-    assert (state.q_id, state.affinity) == (3, [0, 1])
+    assert (state.q_id, state.affinity) == (3, [cpu])
     assert state.tid == worker.native_id != os.getpid()
 
 
@@ -76,6 +77,20 @@ def test_cpus_that_do_not_exist_are_no_reason_to_fail(refusing: int, caplog: pyt
     assert isinstance(worker.error, OSError)
     assert worker.error.errno == errno.EOPNOTSUPP, "it got as far as the driver"
     assert caplog.messages[0].startswith("queue 3 runs on any CPU: ")
+
+
+def test_it_stays_on_one_of_its_cpus(refusing: int) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    for nth in range(2 * len(cpus)):
+        worker, _ = run(refusing, set(cpus), nth=nth)
+        assert worker.state().affinity == [cpus[nth % len(cpus)]]
+
+
+def test_where_that_one_is_not_there_it_takes_any(refusing: int, caplog: pytest.LogCaptureFixture) -> None:
+    cpus = {min(os.sched_getaffinity(0)), 1000}
+    worker, _ = run(refusing, cpus, nth=1)
+    assert worker.state().affinity == sorted(cpus)
+    assert not caplog.messages
 
 
 def test_affinity_and_signals_of_the_main_thread_stay(refusing: int) -> None:
