@@ -25,6 +25,8 @@ _TABLE = (
     Subject(FLOOR, "null", kernel.null_blk),
     *(Subject(f"null{suffix}", "null", ublkpy.null(*options), ours=True) for suffix, options in _VARIANTS),
     *(Subject(f"loop{suffix}", "file", ublkpy.loop(*options), ours=True) for suffix, options in _VARIANTS),
+    Subject("extents-1", "file", ublkpy.extents(1), ours=True),
+    Subject("extents-1M", "file", ublkpy.extents(1_000_000), ours=True),
     Subject("kernel-loop", "file", kernel.loop),
     Subject("nbdkit-memory", "null", nbd.nbdkit_memory),
     Subject("nbdkit-file", "file", nbd.nbdkit_file),

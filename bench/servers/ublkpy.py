@@ -11,6 +11,7 @@ from . import DEPTH, SIZE_BYTES, Place, Served, Server
 from .ublk import added
 
 _UBLK = Path(sys.executable).with_name("ublk")
+_EXTENTS = Path(__file__).parents[2] / "scripts" / "extents.py"
 
 
 def null(*options: str) -> Server:
@@ -21,6 +22,22 @@ def null(*options: str) -> Server:
 def loop(*options: str) -> Server:
     """The loop target on the place's file."""
     return _server("loop", *options, file=True)
+
+
+def extents(number: int) -> Server:
+    """A device whose map has so many extents, over a file of its own."""
+
+    @contextmanager
+    def serve(place: Place) -> Iterator[Served]:
+        file = place.folder / "extents"
+        add: list[str | Path] = [sys.executable, _EXTENTS, file, str(number), str(place.queues), str(DEPTH)]
+        try:
+            with added(add, [_UBLK, "del", "-n"]) as served:
+                yield served
+        finally:
+            file.unlink(missing_ok=True)
+
+    return serve
 
 
 def _server(target: str, *options: str, file: bool = False) -> Server:
