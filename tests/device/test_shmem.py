@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +107,6 @@ class Memory:
 
     def __init__(self, length: int = MIB) -> None:
         self.fd = os.memfd_create("client", os.MFD_ALLOW_SEALING)
-        weakref.finalize(self, os.close, self.fd)
         os.ftruncate(self.fd, length)
         self._bytes = mmap.mmap(self.fd, length)
 
