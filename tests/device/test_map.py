@@ -217,8 +217,8 @@ def test_the_map_changes_and_is_asked_again(
     device = serve(devices, Mapped(make, answer), way, log=log)
     data = disk.pattern(SIZE)
     disk.write(device.node, 0, data[:MIB])  # asked for all at once, and again for what is left after each answer
-    for start in range(MIB, SIZE, 16384):
-        disk.write(device.node, start, data[start : start + 16384])
+    for start in range(MIB, SIZE, 32768):
+        disk.write(device.node, start, data[start : start + 32768])
     assert disk.read(device.node, 0, SIZE) == data
     assert log.read_text().count("upcall") == SIZE // 65536
     image = path.read_bytes()
@@ -276,7 +276,7 @@ def test_natively_means_without_python(devices: Devices, scratch: Path, way: str
 
     file = disk.image(scratch / "image", SIZE)
     device = serve(devices, Loop({"file": file}), way, queues=2)
-    load.verify(device.node, "--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bs=4k", "--size=8m", "--fsync=16")
+    load.verify(device.node, "--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bs=4k", "--size=2m", "--fsync=16")
     device = serve(devices, Null({"size": SIZE}), way, queues=2)
     with load.running(device, "--iodepth=32", "--rw=randrw", "--bs=4k", "--time_based", "--runtime=1") as fio:
         status, output = load.result(fio)
