@@ -113,7 +113,7 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
         _check(device)
     except ConfigError as e:
         if file.device and file.name:
-            raise ConfigError(f"{e.message} (of which {file.name} says a part)", e.hint) from e
+            raise ConfigError(f"{e.message} (with what {file.name} says)", e.hint) from e
         raise
     return DeviceConfig(device, cls(values))
 

@@ -554,7 +554,7 @@ def test_batches_of_one() -> None:
 
 def test_what_a_file_and_the_command_line_contradict_each_other_in(write: Write) -> None:
     path = write("depth: 4\ntarget: {type: null}")
-    with pytest.raises(ConfigError, match=rf"depth of 9 or more, not 4 \(of which {path} says a part\)"):
+    with pytest.raises(ConfigError, match=rf"depth of 9 or more, not 4 \(with what {path} says\)"):
         build(Draft({"threads_per_queue": 9}), read_yaml(path))
 
 
