@@ -38,6 +38,24 @@ static inline bool copies(const struct uq_queue *q, const struct uq_piece *p)
 	       (io->way > UQ_COPIED && p->kind != UM_FILE);
 }
 
+/* The data of a WRITE, before anything is done about it: 0, or -errno. */
+static inline int32_t data_in(const struct uq_queue *q,
+			      const struct ublksrv_io_desc *iod,
+			      const struct uq_piece *p)
+{
+	return iod_op(iod) == UBLK_IO_OP_WRITE && copies(q, p) ?
+		       data_copy(q, p, false) : 0;
+}
+
+/* That of a READ, when it is here. */
+static inline int32_t data_out(const struct uq_queue *q,
+			       const struct ublksrv_io_desc *iod,
+			       const struct uq_piece *p)
+{
+	return iod_op(iod) == UBLK_IO_OP_READ && copies(q, p) ?
+		       data_copy(q, p, true) : 0;
+}
+
 /* A step has ended, in a place that the map may no longer have. */
 static inline void leave(struct uq_queue *q, struct uq_piece *p)
 {
@@ -94,10 +112,8 @@ static void failed(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 static inline void launch(struct uq_queue *q,
 			  const struct ublksrv_io_desc *iod, struct uq_piece *p)
 {
-	int32_t res = 0;
+	int32_t res = data_in(q, iod, p);
 
-	if (iod_op(iod) == UBLK_IO_OP_WRITE && copies(q, p))
-		res = data_copy(q, p, false);
 	if (__builtin_expect(res, 0))
 		failed(q, iod, p, res);
 	else
@@ -108,10 +124,8 @@ static inline void launch(struct uq_queue *q,
 static void acted(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		  struct uq_piece *p)
 {
-	int32_t res = 0;
+	int32_t res = data_out(q, iod, p);
 
-	if (iod_op(iod) == UBLK_IO_OP_READ && copies(q, p))
-		res = data_copy(q, p, true);
 	if (__builtin_expect(res, 0))
 		failed(q, iod, p, res);
 	else
@@ -217,16 +231,11 @@ static void use_memory(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 static int32_t use_file(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 			struct uq_piece *p)
 {
-	bool copied = copies(q, p);
-	int32_t res = 0;
+	int32_t res = data_in(q, iod, p);
 
-	if (copied && iod_op(iod) == UBLK_IO_OP_WRITE)
-		res = data_copy(q, p, false);
 	if (!res)
 		res = back_at_once(q, iod, p);
-	if (!res && copied && iod_op(iod) == UBLK_IO_OP_READ)
-		res = data_copy(q, p, true);
-	return res;
+	return res ? res : data_out(q, iod, p);
 }
 
 /* Whether that was all. An error is one of the request. */
@@ -244,8 +253,7 @@ static inline bool serve_at_once(struct uq_queue *q,
 		if (op != UBLK_IO_OP_READ)
 			return true;
 		memset(piece_buf(q, p), 0, p->len);
-		if (copies(q, p))
-			io->error = data_copy(q, p, true);
+		io->error = data_out(q, iod, p);
 		return true;
 	case UM_MEMORY:
 		if (moves_data(op) && copies(q, p))
