@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ class FioError(Exception):
     """fio failed, or said what cannot be understood."""
 
 
-def command(workload: Workload, node: Path, milliseconds: int) -> list[str]:
-    """The command line that puts `workload` on `node` for so long (of the machine's clock), after a short ramp."""
-    # else jobs wander between the queues, and how many requests meet in one differs from run to run
-    pinned = [f"--cpus_allowed=0-{workload.queues - 1}", "--cpus_allowed_policy=split"] if workload.queues > 1 else []
+def command(workload: Workload, node: Path, milliseconds: int, cpus: Sequence[int] = ()) -> list[str]:
+    """The command line that puts `workload` on `node` for so long (of the machine's clock), after a short ramp.
+
+    With `cpus`, each job stays on one of them.
+    """
+    pinned = [f"--cpus_allowed={','.join(map(str, cpus))}", "--cpus_allowed_policy=split"] if cpus else []
     return [
         "fio",
         f"--name={workload.name}",

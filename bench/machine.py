@@ -19,7 +19,8 @@ from .guest import Order
 from .result import Result, from_line
 
 ROOT = Path(__file__).parents[1]
-CPUS = 2
+CPUS = 4
+"""Two for the jobs of a load, two for the threads that serve them."""
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 _SECONDS = 120
 _SECONDS_PER_POINT = 40  # some ten times of what a slow machine needs

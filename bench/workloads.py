@@ -17,8 +17,6 @@ class Workload:
     block_bytes: int
     depth: int
     queues: int = 1
-    runs: int = 1
-    """The median of so many counts: with several queues, it depends on chance how many requests meet in one."""
 
 
 ALL = (
@@ -28,5 +26,5 @@ ALL = (
     Workload("randwrite-qd1", "randwrite", 4 * KIB, 1),
     Workload("read-128k", "read", 128 * KIB, 8),
     Workload("write-128k", "write", 128 * KIB, 8),
-    Workload("randread-2q", "randread", 4 * KIB, 32, queues=2, runs=5),
+    Workload("randread-2q", "randread", 4 * KIB, 32, queues=2),
 )

@@ -56,7 +56,6 @@ def test_document(report: Report) -> None:
         "block_bytes": 4096,
         "depth": 32,
         "queues": 1,
-        "runs": 1,
     }
     null = next(subject for subject in said["subjects"] if subject["name"] == "null")
     assert null["memory"]["loaded"] == {"rss_bytes": 36 << 20, "pss_bytes": 20 << 20}
