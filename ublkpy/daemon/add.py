@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable
 
@@ -112,15 +113,18 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
         _wait_node(info.dev_id)
     except UblkError as e:
         _log.error("%s", e.message)
-        ready.failed(e)
-        return 1
+        error = e
     except Exception as e:
         _log.exception("a bug in ublkpy")
-        ready.failed(UblkError(f"the daemon failed: {type(e).__name__}: {e}", "its log has the traceback"))
-        return 1
-    if not ready.done({"dev_id": info.dev_id, "queues": info.nr_hw_queues}):
-        server.unheard()
-    return server.serve(info)
+        error = UblkError(f"the daemon failed: {type(e).__name__}: {e}", "its log has the traceback")
+    else:
+        if not ready.done({"dev_id": info.dev_id, "queues": info.nr_hw_queues}):
+            server.unheard()
+        return server.serve(info)
+    # The command may send a signal yet, and the socket that it would write to goes with the server.
+    signal.set_wakeup_fd(-1)
+    ready.failed(error)
+    return 1
 
 
 def _plan(config: DeviceConfig) -> Plan:
