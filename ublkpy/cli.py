@@ -247,7 +247,7 @@ def cli() -> None:
 @click.option("--usercopy", "--user_copy", "usercopy", is_flag=True, help="as ublksrv: --mode user-copy")
 @click.option("-g", "--need_get_data", type=_SWITCH, metavar="0|1", help="as ublksrv: --mode get-data")
 @click.option(
-    "-b", "--batch-io", "batch", is_flag=True, help="as ublksrv: batch+copy, or batch+ the mode that is said beside it"
+    "-b", "--batch-io", "batch", is_flag=True, help="as ublksrv: batch+copy, or batch+ the mode that is said besides"
 )
 @click.pass_context
 def add(
@@ -277,8 +277,9 @@ def add(
             section = said.device if param.section == "device" else said.target
             section[param.declared.name] = values[param.name or ""]
     _recovery_as_ublksrv(said, r, i, e)
-    _mode_as_ublksrv(said, {"auto-buf": zerocopy, "user-copy": usercopy, "get-data": need_get_data}, batch)
-    wanted = config.build(said, ctx.meta.get(_FILE))
+    described = ctx.meta.get(_FILE) or config.Draft()
+    _mode_as_ublksrv(said, described.device.get("mode", "auto"), zerocopy, usercopy, need_get_data, batch)
+    wanted = config.build(said, described)
     if foreground:
         return add_in_foreground(wanted, lambda dev_id: _show_added(dev_id, as_json))
 
@@ -320,12 +321,17 @@ def _recovery_as_ublksrv(said: config.Draft, r: int | None, i: int | None, e: in
     said.device["recovery"] = on[-1] if on else "none"
 
 
-def _mode_as_ublksrv(said: config.Draft, asked: dict[str, object], batch: bool) -> None:
-    """ublksrv's switches as one choice."""
-    ways = [way for way, switch in asked.items() if switch]
-    if not ways and not batch:
+def _mode_as_ublksrv(
+    said: config.Draft, before: str, zerocopy: bool, usercopy: bool, need_get_data: int | None, batch: bool
+) -> None:
+    """ublksrv's switches as one choice; they change what a file has chosen ``before``."""
+    asked = {"auto-buf": zerocopy, "user-copy": usercopy, "get-data": need_get_data}
+    ways = "".join(way for way, switch in asked.items() if switch)
+    undone = need_get_data == 0 and before == "get-data"
+    if not (ways or batch or undone):
         return
-    name = "batch+" * batch + "".join(ways or ["copy"])
+    kept = "copy" if undone or before == "auto" else before.removeprefix("batch+")
+    name = "batch+" * batch + (ways or kept)
     if "mode" in said.device or name not in MODES:
         raise ConfigError(
             "-z, --usercopy and -g exclude each other, -g excludes -b, and --mode excludes all of them",

@@ -247,6 +247,39 @@ def test_device_options(ublk: Run, added: list[DeviceConfig], args: list[str], v
 
 
 @pytest.mark.parametrize(
+    ("said", "args", "mode"),
+    [
+        ("auto", ["-b"], "batch+copy"),
+        ("zero-copy", ["-b"], "batch+zero-copy"),
+        ("batch+user-copy", ["-b"], "batch+user-copy"),
+        ("zero-copy", ["-b", "-z"], "batch+auto-buf"),
+        ("zero-copy", ["--usercopy"], "user-copy"),
+        ("get-data", ["-g", "0"], "copy"),
+        ("get-data", ["-g", "0", "-b"], "batch+copy"),
+        ("user-copy", ["-g", "0"], "user-copy"),
+        ("user-copy", ["-g", "1"], "get-data"),
+        ("zero-copy", ["--mode", "auto"], "auto"),
+    ],
+    ids=words,
+)
+def test_switches_change_what_a_file_says(
+    ublk: Run, added: list[DeviceConfig], tmp_path: Path, said: str, args: list[str], mode: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(f"mode: {said}\ntarget: {{type: null}}\n")
+    assert ublk("add", "-c", str(file), *args).code == 0
+    assert added[0].device.mode == mode
+
+
+def test_batches_do_not_go_with_get_data_of_a_file(ublk: Run, added: list[DeviceConfig], tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("mode: get-data\ntarget: {type: null}\n")
+    done = ublk("add", "-c", str(file), "-b")
+    assert (done.code, done.out, added) == (2, "", [])
+    assert "-g excludes -b" in done.err
+
+
+@pytest.mark.parametrize(
     ("args", "values"),
     [
         (["-f", "/a"], {"file": Path("/a"), "offset": 0, "size": None, "direct": None, "read_only": False}),
