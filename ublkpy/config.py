@@ -57,9 +57,9 @@ class DeviceOptions(Configurable):
         " also sends those in flight again; fail answers with errors until then",
     )
     shmem_zc: bool = option(False, help="serve requests in memory that clients share, without a copy: docs/shmem.md")
-    htlb: Path | None = option(None, help="share this hugetlbfs file from the start; needs --shmem_zc")
+    htlb: Path | None = option(None, help="share this hugetlbfs file from the start; needs shmem_zc")
     rdonly_shmem_buf: bool = option(
-        False, help="map shared memory to be read only: only writes go without a copy; needs --shmem_zc"
+        False, help="map shared memory to be read only: only writes go without a copy; needs shmem_zc"
     )
     log: Path | None = option(
         None, help="append the daemon's log to this file; default: the journal, else /var/log/ublkpy.log"
@@ -68,10 +68,13 @@ class DeviceOptions(Configurable):
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """A whole device: its own options, and its target with the target's."""
+    """A whole device: its own options, and its target with the target's; ConfigError if they do not go together."""
 
     device: DeviceOptions
     target: Target
+
+    def __post_init__(self) -> None:
+        _check(self.device, self.target)
 
     def dump(self) -> dict[str, Any]:
         """The configuration as plain values, for the state file; ``from_dump`` takes it back."""
@@ -85,10 +88,8 @@ class Draft:
     device: dict[str, Any] = field(default_factory=dict)
     target_type: str | None = None
     target: dict[str, Any] = field(default_factory=dict)
-    place: str = ""
-    """Where a file describes the target, to begin a message with."""
-    name: str = ""
-    """Of the file."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Where a file says them, and what the target is, to begin a message with."""
 
 
 def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
@@ -105,35 +106,43 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
         if opt.required and opt.name not in values:
             flags = " or ".join((*opt.flags, opt.long_flags[0]))
             raise ConfigError(
-                f"{file.place}no {opt.name} given: target {target_type} needs {flags}, {opt.help}",
+                f"{file.places.get('target', '')}no {opt.name} given: target {target_type} needs {flags}, {opt.help}",
                 f"ublk help -t {target_type}",
             )
     device = DeviceOptions(file.device | said.device)
+    target = cls(values)
     try:
-        _check(device)
+        return DeviceConfig(device, target)
     except ConfigError as e:
-        if file.device and file.name:
-            raise ConfigError(f"{e.message} (with what {file.name} says)", e.hint) from e
-        raise
-    return DeviceConfig(device, cls(values))
+        in_file = [key for key in e.keys if key in file.places and key not in said.device and key not in said.target]
+        place = file.places[in_file[0]] if in_file else ""
+        raise ConfigError(f"{place}{e.message}", e.hint) from e
 
 
-def _check(device: DeviceOptions) -> None:
+def _check(device: DeviceOptions, target: Target) -> None:
     """ConfigError for options that do not go together."""
     if device.shmem_zc:
         mode.check_sharing(device.mode, device.recovery != "none")
     else:
         for name, value in (("htlb", device.htlb), ("rdonly_shmem_buf", device.rdonly_shmem_buf)):
             if value:
-                raise ConfigError(f"--{name} is about shared memory, which is off", "add --shmem_zc, too")
+                raise ConfigError(f"{name} is about shared memory, which is off", "turn shmem_zc on, too", [name])
     if device.threads_per_queue > device.depth:
         raise ConfigError(
             f"{device.threads_per_queue} threads per queue need a depth of {device.threads_per_queue} or more,"
             f" not {device.depth}",
-            "lower --threads_per_queue, or raise --depth",
+            "lower threads_per_queue, or raise the depth",
+            ["threads_per_queue", "depth"],
         )
-    if device.mode != "auto":
-        mode.check_depth(mode.MODES[device.mode], device.depth)
+    mode.check_depth(device.mode, device.depth)
+    if target.has_metadata:
+        mode.check_metadata(device.mode)
+        if device.shmem_zc:
+            raise ConfigError(
+                "memory shared by clients does not go with metadata",
+                "leave one of the two out",
+                ["shmem_zc", "metadata_size"],
+            )
 
 
 def from_dump(data: Mapping[str, Any]) -> DeviceConfig:
@@ -172,9 +181,10 @@ class _Reader:
         self._lines = text.splitlines()
         self._text = text
         self._mistakes: list[tuple[int, str]] = []
+        self._places: dict[str, str] = {}
 
     def read(self) -> Draft:
-        draft = Draft(name=str(self._path))
+        draft = Draft(places=self._places)
         try:
             self._loader = yaml.SafeLoader(self._text)
             root = self._loader.get_single_node()
@@ -223,7 +233,7 @@ class _Reader:
             return
         draft.target_type = name
         draft.target = self._values(entries, cls.options, "target.", extra=["type"])
-        draft.place = f"{self._path}:{node.start_mark.line + 1}: target: "
+        self._places["target"] = self._place(node.start_mark.line, "target")
 
     def _values(
         self,
@@ -241,6 +251,7 @@ class _Reader:
                 self._mistake(key_node, f"{prefix}{name}", f"unknown key; {hint}")
                 continue
             opt = options[name]
+            self._places[name] = self._place(key_node.start_mark.line, f"{prefix}{name}")
             raw = self._scalar(node, f"{prefix}{name}")
             if raw is _NOT_SCALAR:
                 continue
@@ -283,11 +294,13 @@ class _Reader:
         line = node.start_mark.line
         self._mistakes.append((line, self._describe(line, path, what)))
 
+    def _place(self, line: int, path: str) -> str:
+        return f"{self._path}:{line + 1}: " + (f"{path}: " if path else "")
+
     def _describe(self, line: int, path: str, what: str) -> str:
-        where = f"{self._path}:{line + 1}: " + (f"{path}: " if path else "")
         source = self._lines[line].rstrip()[:_SHOWN] if line < len(self._lines) else ""
         source = "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in source)
-        return f"{where}{what}" + (f"\n    {source}" if source else "")
+        return f"{self._place(line, path)}{what}" + (f"\n    {source}" if source else "")
 
 
 _NOT_SCALAR: Any = object()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -50,9 +51,13 @@ class UblkError(Exception):
 
 
 class ConfigError(UblkError):
-    """A command line, YAML file or option that cannot work."""
+    """A command line, YAML file or option that cannot work; ``keys`` are the options that do not go together."""
 
     exit_code = ExitCode.USAGE
+
+    def __init__(self, message: str, hint: str = "", keys: Sequence[str] = ()) -> None:
+        super().__init__(message, hint)
+        self.keys = keys
 
 
 class NoDeviceError(UblkError):

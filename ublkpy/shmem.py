@@ -49,7 +49,7 @@ def register(dev_id: int, fd: int, timeout: float = 90.0) -> int:
         try:
             daemon.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as e:
-            raise OSError(e.errno, f"no daemon shares memory for device {dev_id}; was it added with --shmem_zc?") from e
+            raise OSError(e.errno, f"no daemon shares memory for device {dev_id}; was it added with shmem_zc?") from e
         socket.send_fds(daemon, [b"\0"], [fd])
         answer = daemon.recv(4, socket.MSG_WAITALL)
     if len(answer) < 4:

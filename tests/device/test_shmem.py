@@ -478,7 +478,7 @@ def test_the_socket_is_for_root_and_goes_with_the_device(devices: Devices) -> No
     device = serve(devices, Store())
     device.kill_daemon()
     assert path.exists()
-    with pytest.raises(ConnectionRefusedError, match="was it added with --shmem_zc"):
+    with pytest.raises(ConnectionRefusedError, match="was it added with shmem_zc"):
         shmem.register(device.id, Memory().fd)
     devices.remove(device)
     assert not path.exists()
@@ -591,5 +591,5 @@ def helpers() -> list[str]:
 def test_a_driver_without(devices: Devices, more: list[str]) -> None:
     added = program.ublk("add", "-t", "null", "--shmem_zc", *more)
     assert (added.status, added.out, inspect.device_ids()) == (ExitCode.FAILED, "", [])
-    assert "lacks UBLK_F_SHMEM_ZC, which --shmem_zc needs" in added.err
+    assert "lacks UBLK_F_SHMEM_ZC, which shmem_zc needs" in added.err
     assert "Linux 7.1" in added.err

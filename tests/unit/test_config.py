@@ -488,7 +488,7 @@ def test_required_option_that_nobody_gave() -> None:
 def test_more_threads_than_requests() -> None:
     with pytest.raises(ConfigError, match=r"^9 threads per queue need a depth of 9 or more, not 8") as caught:
         build(Draft({"threads_per_queue": 9}), Draft({"depth": 8}, "null"))
-    assert caught.value.hint == "lower --threads_per_queue, or raise --depth"
+    assert caught.value.hint == "lower threads_per_queue, or raise the depth"
     assert build(Draft({"threads_per_queue": 8}), Draft({"depth": 8}, "null")).device.threads_per_queue == 8
 
 
@@ -543,7 +543,7 @@ def test_shared_memory(write: Write) -> None:
 
 @pytest.mark.parametrize("name", ["htlb", "rdonly_shmem_buf"])
 def test_what_is_only_about_shared_memory(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"--{name} is about shared memory, which is off"):
+    with pytest.raises(ConfigError, match=f"{name} is about shared memory, which is off"):
         build(Draft(device={name: Path("/huge")}, target_type="null"))
 
 
@@ -552,14 +552,36 @@ def test_batches_of_one() -> None:
         build(Draft(device={"mode": "batch+copy", "depth": 1}, target_type="null"))
 
 
-def test_what_a_file_and_the_command_line_contradict_each_other_in(write: Write) -> None:
-    path = write("depth: 4\ntarget: {type: null}")
-    with pytest.raises(ConfigError, match=rf"depth of 9 or more, not 4 \(with what {path} says\)"):
-        build(Draft({"threads_per_queue": 9}), read_yaml(path))
+@pytest.mark.parametrize(
+    ("said", "text", "place"),
+    [
+        ({"threads_per_queue": 9}, "depth: 4\ntarget: {type: null}", "1: depth: 9 threads"),
+        ({"depth": 4}, "queues: 2\nthreads_per_queue: 9\ntarget: {type: null}", "2: threads_per_queue: 9 threads"),
+        ({}, "depth: 4\nthreads_per_queue: 9\ntarget: {type: null}", "2: threads_per_queue: 9 threads"),
+        ({}, "depth: 1\nmode: batch+copy\ntarget: {type: null}", "2: mode: mode batch"),
+        ({}, "htlb: /huge\ntarget: {type: null}", "1: htlb: htlb is about"),
+        ({}, "target: {type: null}\nrecovery: fail\nshmem_zc: true\nmode: copy", "4: mode: shmem_zc with recovery"),
+        ({}, "mode: auto-buf\ntarget: {type: null, metadata_size: 8}", "1: mode: mode auto-buf cannot move metadata"),
+        ({"mode": "copy"}, "target:\n  type: null\n  metadata_size: 8", "3: target.metadata_size: mode copy cannot"),
+        ({}, "shmem_zc: true\ntarget: {type: null, metadata_size: 8}", "1: shmem_zc: memory shared by clients does"),
+    ],
+)
+def test_what_a_file_and_the_command_line_contradict_each_other_in(
+    write: Write, said: dict[str, object], text: str, place: str
+) -> None:
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        build(Draft(said), read_yaml(path))
+    assert caught.value.message.startswith(f"{path}:{place}")
+
+
+def test_on_the_command_line_alone_there_is_no_place_to_name() -> None:
+    with pytest.raises(ConfigError, match=r"^mode batch\+copy needs"):
+        build(Draft({"mode": "batch+copy", "depth": 1}, "null"), Draft({"queues": 2}))
 
 
 def test_shared_memory_in_a_mode_that_has_no_use_for_it() -> None:
-    with pytest.raises(ConfigError, match="--shmem_zc and mode get-data exclude each other"):
+    with pytest.raises(ConfigError, match="shmem_zc and mode get-data exclude each other"):
         build(Draft(device={"shmem_zc": True, "mode": "get-data"}, target_type="null"))
-    with pytest.raises(ConfigError, match="--shmem_zc with recovery does not go with mode copy"):
+    with pytest.raises(ConfigError, match="shmem_zc with recovery does not go with mode copy"):
         build(Draft(device={"shmem_zc": True, "mode": "copy", "recovery": "fail"}, target_type="null"))

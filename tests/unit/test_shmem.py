@@ -86,5 +86,5 @@ def test_a_daemon_that_goes(memfd: int, answering: Answering, answer: bytes) -> 
 
 def test_no_daemon(memfd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shmem, "socket_path", lambda dev_id: tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="no daemon shares memory for device 3; was it added with --shmem_zc"):
+    with pytest.raises(FileNotFoundError, match="no daemon shares memory for device 3; was it added with shmem_zc"):
         shmem.register(3, memfd)

@@ -42,7 +42,7 @@ class HugeFile:
         try:
             fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         except OSError as e:
-            raise UblkError(f"cannot open {path}: {os.strerror(e.errno or 0)}", "--htlb needs a hugetlbfs file") from e
+            raise UblkError(f"cannot open {path}: {os.strerror(e.errno or 0)}", "htlb needs a hugetlbfs file") from e
         length = os.fstat(fd).st_size
         problem = ""
         if not stat.S_ISREG(os.fstat(fd).st_mode) or libc.file_system_type(fd) != _HUGETLBFS_MAGIC:

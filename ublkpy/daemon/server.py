@@ -41,7 +41,7 @@ from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
 from ublkpy.daemon.shmem import Sharing
 from ublkpy.daemon.worker import Worker
-from ublkpy.errors import ConfigError, InterruptedByUser, UblkError
+from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.tgt.base import Geometry
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, demand, names, sharing
@@ -140,7 +140,7 @@ class Server:
 
     def create(self) -> DevInfo:
         """ADD_DEV and all up to START_DEV. On failure nothing is left. Raises UblkError."""
-        options = self._plan.config.device
+        options, target = self._plan.config.device, self._plan.config.target
         wanted = DevInfo(
             dev_id=AUTO_ID if options.id < 0 else options.id,
             nr_hw_queues=options.queues,
@@ -161,15 +161,12 @@ class Server:
                 features,
                 options.depth,
                 options.threads_per_queue,
-                metadata=self._plan.geometry.integrity is not None,
-                moves_data=self._plan.config.target.moves_data,
+                user_copy=target.has_metadata or not target.moves_data,
             )
-            if options.shmem_zc and self._plan.geometry.integrity:
-                raise ConfigError("memory shared by clients does not go with metadata", "leave one of the two out")
             if options.shmem_zc:
                 mode = sharing(mode, features, options.recovery != "none")
             needed[f"mode {mode.name}"] = mode.flags
-            if not self._plan.config.target.moves_data:
+            if not target.moves_data:
                 # What the kernel had in its pages before could look like partitions.
                 needed["a target without data"] = Feature.NO_AUTO_PART_SCAN & features
             info = control.add(replace(wanted, flags=functools.reduce(operator.or_, needed.values())))

@@ -67,6 +67,11 @@ class Target(Configurable, ABC):
     moves_data: ClassVar[bool] = True
     """Whether the data of a READ or WRITE matters to it; else it need not be copied."""
 
+    @property
+    def has_metadata(self) -> bool:
+        """Whether the options ask for metadata with each block."""
+        return False
+
     @abstractmethod
     def open(self) -> Geometry:
         """Open what the target needs and say what the device looks like.

@@ -32,6 +32,10 @@ class IntegrityTarget(Target):
     integrity_capable: bool | None = option(None, help="the device tells that it keeps checksums")
     integrity_reftag: bool | None = option(None, help="the tags name the block: one in a wrong place is found")
 
+    @property
+    def has_metadata(self) -> bool:
+        return self.metadata_size is not None
+
     def integrity(self, block: int) -> Integrity | None:
         """What the options say about blocks of so many bytes; None without metadata. Raises ConfigError."""
         said = [name for name in IntegrityTarget.options if getattr(self, name)]
@@ -39,12 +43,12 @@ class IntegrityTarget(Target):
             return None
         if self.metadata_size is None:
             raise ConfigError(
-                f"{', '.join(said)}: there is nothing without metadata", "say how many bytes, with --metadata_size"
+                f"{', '.join(said)}: there is nothing without metadata", "say how many bytes: metadata_size"
             )
         csum, pi_offset = Csum[self.csum_type or "none"], self.pi_offset or 0
         if self.integrity_reftag and not csum:
             raise ConfigError(
-                "integrity_reftag: tags come with a checksum only", "choose one: --csum_type ip, t10dif or nvme"
+                "integrity_reftag: tags come with a checksum only", "choose one: csum_type ip, t10dif or nvme"
             )
         if pi_offset + csum.tuple_size > self.metadata_size:
             raise ConfigError(
@@ -74,7 +78,7 @@ def open_metadata(path: Path, data: Path, size: int, integrity: Integrity, *, re
     if not path.exists():
         raise UblkError(f"metadata file {path} does not exist", make)
     if data.samefile(path):
-        raise ConfigError(f"{path} cannot be the file and its own metadata", "name another file with --metadata")
+        raise ConfigError(f"{path} cannot be the file and its own metadata", "name another file for metadata")
     backing = Backing(path, read_only=read_only, direct=False)
     try:
         if backing.end < needed:

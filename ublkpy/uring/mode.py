@@ -79,43 +79,47 @@ def fastest(features: Feature, depth: int, threads: int = 1, *, user_copy: bool 
     return MODES[f"batch+{way}" if Feature.BATCH_IO in features and depth > 1 and threads == 1 else way]
 
 
-def demand(
-    name: str, features: Feature, depth: int, threads: int, *, metadata: bool = False, moves_data: bool = True
-) -> Mode:
+def demand(name: str, features: Feature, depth: int, threads: int, *, user_copy: bool = False) -> Mode:
     """The mode of this name, or the fastest for ``auto``; UblkError says what it, or so many threads, lack."""
-    user_copy = metadata or not moves_data
     mode = fastest(features, depth, threads, user_copy=user_copy) if name == "auto" else MODES[name]
-    if metadata and mode.data != lib.UQ_USER_COPY:
-        raise ConfigError(
-            f"mode {mode.name} cannot move metadata: the driver has it copied by the daemon itself",
-            "leave --mode out, or choose user-copy or batch+user-copy",
-        )
     missing = mode.flags & ~features
     if missing:
         raise UblkError(
             f"this kernel's ublk driver lacks {names(missing)}, which mode {mode.name} needs",
-            "leave --mode out to get the fastest that it has; ublk features shows all",
+            "leave mode out to get the fastest that it has; ublk features shows all",
         )
     if threads > 1 and not mode.batch and Feature.PER_IO_DAEMON not in features:
         raise UblkError(
             f"this kernel's ublk driver lacks {names([Feature.PER_IO_DAEMON])}, which {threads} threads per queue need",
-            "leave --threads_per_queue out, or use Linux 6.16 or newer; -q makes more queues, a thread each",
+            "leave threads_per_queue out, or use Linux 6.16 or newer; more queues have a thread each",
         )
     return mode
 
 
-def check_depth(mode: Mode, depth: int) -> None:
+def check_depth(name: str, depth: int) -> None:
     """ConfigError for batches of one: the driver (UBLK_F_BATCH_IO) refuses them."""
-    if mode.batch and depth == 1:
-        raise ConfigError(f"mode {mode.name} needs a depth of 2 or more", "leave --mode out, or raise --depth")
+    if name != "auto" and MODES[name].batch and depth == 1:
+        raise ConfigError(
+            f"mode {name} needs a depth of 2 or more", "leave mode out, or raise the depth", ["mode", "depth"]
+        )
+
+
+def check_metadata(name: str) -> None:
+    """ConfigError for a mode in which the driver (UBLK_F_INTEGRITY) gives no metadata."""
+    if name != "auto" and MODES[name].data != lib.UQ_USER_COPY:
+        raise ConfigError(
+            f"mode {name} cannot move metadata: the driver has it copied by the daemon itself",
+            "leave mode out, or choose user-copy or batch+user-copy",
+            ["mode", "metadata_size"],
+        )
 
 
 def sharing(mode: Mode, features: Feature, recovers: bool) -> Mode:
     """The same with memory shared by clients (UBLK_F_SHMEM_ZC); UblkError where the driver has none."""
     if Feature.SHMEM_ZC not in features:
         raise UblkError(
-            f"this kernel's ublk driver lacks {names(Feature.SHMEM_ZC)}, which --shmem_zc needs",
-            "leave --shmem_zc out, or use Linux 7.1 or newer; ublk features shows what there is",
+            f"this kernel's ublk driver lacks {names(Feature.SHMEM_ZC)}, which shmem_zc needs",
+            "leave shmem_zc out, or use Linux 7.1 or newer; ublk features shows what there is",
         )
     if recovers and mode.data == lib.UQ_COPY:  # found by auto: check_sharing() says why not
         mode = MODES[mode.name.replace("copy", "user-copy")]
@@ -126,24 +130,27 @@ def check_sharing(name: str, recovers: bool) -> None:
     """ConfigError for a mode that cannot be combined with shared memory, and says why."""
     if name == "get-data":
         raise ConfigError(
-            "--shmem_zc and mode get-data exclude each other: the buffer that it names would take the place of the"
+            "shmem_zc and mode get-data exclude each other: the buffer that it names would take the place of the"
             " client's (ublk_drv.c)",
             _SHARING_MODES,
+            ["mode", "shmem_zc"],
         )
     if name != "auto" and MODES[name].in_place:
         raise ConfigError(
-            f"--shmem_zc and mode {name} exclude each other: that already serves requests in the client's memory",
+            f"shmem_zc and mode {name} exclude each other: that already serves requests in the client's memory",
             _SHARING_MODES,
+            ["mode", "shmem_zc"],
         )
     if recovers and name in ("copy", "batch+copy"):
         raise ConfigError(
-            f"--shmem_zc with recovery does not go with mode {name}: after a recovery, requests in memory that only"
+            f"shmem_zc with recovery does not go with mode {name}: after a recovery, requests in memory that only"
             " the old daemon had could not even be copied",
-            "leave --mode out, or say: --mode user-copy or batch+user-copy",
+            "leave mode out, or choose user-copy or batch+user-copy",
+            ["mode", "shmem_zc", "recovery"],
         )
 
 
-_SHARING_MODES = "leave --mode out, or say: --mode copy, user-copy, batch+copy or batch+user-copy"
+_SHARING_MODES = "leave mode out, or choose copy, user-copy, batch+copy or batch+user-copy"
 
 
 def names(flags: Iterable[Feature]) -> str:

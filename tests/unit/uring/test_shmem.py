@@ -97,5 +97,5 @@ def test_with_recovery_all_can_be_copied(name: str, recovers: bool, taken: str) 
 
 
 def test_a_driver_without() -> None:
-    with pytest.raises(UblkError, match="lacks UBLK_F_SHMEM_ZC, which --shmem_zc needs"):
+    with pytest.raises(UblkError, match="lacks UBLK_F_SHMEM_ZC, which shmem_zc needs"):
         sharing(MODES["copy"], Feature.USER_COPY, recovers=False)
