@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,19 @@ import click
 from click.shell_completion import CompletionItem
 
 from ublkpy import __version__, config, render, tgt
+from ublkpy.cli_options import (
+    DEVICE_ID,
+    FILE,
+    SWITCH,
+    TARGET,
+    Add,
+    Declared,
+    complete_ids,
+    complete_targets,
+    id_option,
+    json_option,
+)
 from ublkpy.errors import ConfigError, ExitCode, NoDeviceError, UblkError
-from ublkpy.tgt.options import BOOL, Option
 from ublkpy.uring.mode import MODES
 
 log = logging.getLogger(__name__)
@@ -80,145 +90,13 @@ def _in_our_words(e: click.ClickException) -> UblkError:
     """An error of click's, with the help that belongs to it."""
     # There is no context where an option lacks its value.
     ctx = e.ctx if isinstance(e, click.UsageError) else None
-    target = ctx.meta.get(_TARGET) if ctx else None
+    target = ctx.meta.get(TARGET) if ctx else None
     shows_help = f"ublk help -t {target}" if target else f"{ctx.command_path if ctx else 'ublk'} --help"
     return UblkError(e.format_message().rstrip("."), f"see: {shows_help}")
 
 
-class Declared(click.Option):
-    """A command-line option made from a declared one; its value is parsed like the YAML key's."""
-
-    def __init__(self, declared: Option, section: str) -> None:
-        self.declared = declared
-        self.section = section
-        flags = [*declared.flags, *declared.long_flags]
-        default = "" if declared.default in (None, ..., False) else f"  [default: {declared.default}]"
-        needed = "  [required]" if declared.required else ""
-        super().__init__(
-            [f"{section}_{declared.name}", *_with_off(flags, declared.off_flags)],
-            type=None if declared.kind is BOOL else _Declared(declared),
-            metavar="|".join(declared.kind.choices) or None,
-            is_flag=declared.kind is BOOL,
-            default=None,
-            help=f"{declared.help}{default}{needed}",
-        )
-
-
-class _Declared(click.ParamType[Any]):
-    def __init__(self, declared: Option) -> None:
-        self._declared = declared
-        self.name = declared.kind.metavar
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return config.absolute(self._declared, self._declared.parse(value), Path.cwd())
-        except ValueError as e:
-            self.fail(str(e), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        kind = self._declared.kind
-        if kind.metavar == "PATH":
-            return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(choice) for choice in kind.choices if choice.startswith(incomplete)]
-
-
-def _with_off(flags: list[str], off_flags: tuple[str, ...]) -> list[str]:
-    """click's notation for flags that unset: --direct/--buffered_io, and " /--more" for those without a partner."""
-    if not off_flags:
-        return flags
-    return [*flags[:-1], f"{flags[-1]}/{off_flags[0]}", *(f" /{off}" for off in off_flags[1:])]
-
-
-class Add(click.Command):
-    """``add``: which options there are depends on the target that is named."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        target = ctx.meta.get(_TARGET)
-        own, (help_option,) = super().get_params(ctx)[:-1], super().get_params(ctx)[-1:]
-        return [*own, *(_options_of(target) if target else ()), help_option]
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            ctx.meta[_TARGET] = self._named_target(ctx, args)
-        except UblkError:
-            if not ctx.resilient_parsing:  # completion must not talk
-                raise
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as e:
-            if ctx.meta.get(_TARGET):
-                raise
-            raise ConfigError(
-                f"no target given, and {e.option_name} is no option of every device",
-                f"add -t with one of: {', '.join(tgt.names())}",
-            ) from e
-
-    def _named_target(self, ctx: click.Context, args: list[str]) -> str | None:
-        """The target that ``-t`` or the file of ``-c`` names, before the rest can be parsed."""
-        # With the options of all targets: what looks like -t or -c may be the value of one of them.
-        lenient = click.Context(self, parent=ctx, resilient_parsing=True, ignore_unknown_options=True)
-        parser = self.make_parser(lenient)
-        for target in tgt.names():
-            for param in _options_of(target):
-                param.add_to_parser(parser, lenient)
-        said, _, _ = parser.parse_args(list(args))
-        name, file = said.get("target_type"), said.get("file")
-        if file:
-            # Read once: it may be a pipe.
-            ctx.meta[_FILE] = config.read_yaml(Path(file))
-        if name:
-            return tgt.find(name).name
-        return ctx.meta[_FILE].target_type if file else None
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        target = ctx.meta.get(_TARGET)
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            mine = isinstance(param, Declared) and param.section == "target"
-            if record:
-                groups.setdefault(f"Options of target {target}" if mine else "Options", []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-        if not target:
-            formatter.write_paragraph()
-            formatter.write_text(f"Targets: {', '.join(tgt.names())}. Their options: ublk help -t TARGET")
-
-
-# In click's meta: the named target, and the values of the file of -c.
-_TARGET = "ublkpy.target"
-_FILE = "ublkpy.file"
-
-
-def _options_of(target: str) -> list[Declared]:
-    return [Declared(opt, "target") for opt in tgt.find(target).options.values()]
-
-
-def _complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from ublkpy.daemon import inspect
-
-    return [CompletionItem(str(n)) for n in inspect.device_ids() if str(n).startswith(incomplete)]
-
-
-def _complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in tgt.names() if name.startswith(incomplete)]
-
-
 def _complete_commands(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in cli.commands if name.startswith(incomplete)]
-
-
-class _DeviceId(click.IntRange):
-    name = "device id"
-
-
-_DEVICE_ID = _DeviceId(0, 2**20 - 1)
-_id_option: Callable[[Any], Any] = click.option(
-    "-n", "--number", "dev_id", type=_DEVICE_ID, required=True, help="device id", shell_complete=_complete_ids
-)
-_SWITCH = click.Choice([0, 1])
-_json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 
 class _Group(click.Group):
@@ -235,17 +113,17 @@ def cli() -> None:
 
 
 @cli.command(cls=Add)
-@click.option("-t", "--type", "target_type", metavar="TARGET", help="target", shell_complete=_complete_targets)
+@click.option("-t", "--type", "target_type", metavar="TARGET", help="target", shell_complete=complete_targets)
 @click.option("-c", "--config", "file", type=click.Path(path_type=Path), help="YAML file; other options win over it")
 @click.option("--foreground", is_flag=True, help="stay attached, log to stderr, end with SIGINT or SIGTERM")
-@_json_option
-@click.option("-r", "--user_recovery", "r", type=_SWITCH, metavar="0|1", help="as ublksrv: --recovery queue")
-@click.option("-i", "--user_recovery_reissue", "i", type=_SWITCH, metavar="0|1", help="as ublksrv: --recovery reissue")
-@click.option("-e", "--user_recovery_fail_io", "e", type=_SWITCH, metavar="0|1", help="as ublksrv: --recovery fail")
-@click.option("-u", "--uring_comp", type=_SWITCH, metavar="0|1", help="as ublksrv; the driver always does it")
+@json_option
+@click.option("-r", "--user_recovery", "r", type=SWITCH, metavar="0|1", help="as ublksrv: --recovery queue")
+@click.option("-i", "--user_recovery_reissue", "i", type=SWITCH, metavar="0|1", help="as ublksrv: --recovery reissue")
+@click.option("-e", "--user_recovery_fail_io", "e", type=SWITCH, metavar="0|1", help="as ublksrv: --recovery fail")
+@click.option("-u", "--uring_comp", type=SWITCH, metavar="0|1", help="as ublksrv; the driver always does it")
 @click.option("-z", "--zerocopy", is_flag=True, help="as ublksrv: --mode auto-buf")
 @click.option("--usercopy", "--user_copy", "usercopy", is_flag=True, help="as ublksrv: --mode user-copy")
-@click.option("-g", "--need_get_data", type=_SWITCH, metavar="0|1", help="as ublksrv: --mode get-data")
+@click.option("-g", "--need_get_data", type=SWITCH, metavar="0|1", help="as ublksrv: --mode get-data")
 @click.option(
     "-b", "--batch-io", "batch", is_flag=True, help="as ublksrv: batch+copy, or batch+ the mode that is said besides"
 )
@@ -271,13 +149,13 @@ def add(
     from ublkpy.daemon.add import add as add_device
     from ublkpy.daemon.add import add_in_foreground
 
-    said = config.Draft(target_type=ctx.meta[_TARGET] if target_type else None)
+    said = config.Draft(target_type=ctx.meta[TARGET] if target_type else None)
     for param in ctx.command.get_params(ctx):
         if isinstance(param, Declared) and values[param.name or ""] is not None:
             section = said.device if param.section == "device" else said.target
             section[param.declared.name] = values[param.name or ""]
     _recovery_as_ublksrv(said, r, i, e)
-    described = ctx.meta.get(_FILE) or config.Draft()
+    described = ctx.meta.get(FILE) or config.Draft()
     _mode_as_ublksrv(said, described.device.get("mode", "auto"), zerocopy, usercopy, need_get_data, batch)
     wanted = config.build(said, described)
     if foreground:
@@ -345,8 +223,8 @@ for _opt in config.DeviceOptions.options.values():
 
 
 @cli.command("del")
-@click.argument("ids", type=_DEVICE_ID, nargs=-1, shell_complete=_complete_ids)
-@click.option("-n", "--number", "numbers", type=_DEVICE_ID, multiple=True, help="device id; repeatable")
+@click.argument("ids", type=DEVICE_ID, nargs=-1, shell_complete=complete_ids)
+@click.option("-n", "--number", "numbers", type=DEVICE_ID, multiple=True, help="device id; repeatable")
 @click.option("-a", "--all", "every", is_flag=True, help="all devices, those of other servers included")
 @click.option("--force", is_flag=True, help="also if in use; kills a daemon that does not answer")
 @click.option("--async", "no_wait", is_flag=True, help="do not wait until the id is free")
@@ -369,8 +247,8 @@ def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, force: b
 
 
 @cli.command("list")
-@click.option("-n", "--number", "dev_id", type=_DEVICE_ID, help="details of one device", shell_complete=_complete_ids)
-@_json_option
+@click.option("-n", "--number", "dev_id", type=DEVICE_ID, help="details of one device", shell_complete=complete_ids)
+@json_option
 def list_(dev_id: int | None, as_json: bool) -> None:
     """Show the devices."""
     from ublkpy.daemon import inspect
@@ -390,7 +268,7 @@ def list_(dev_id: int | None, as_json: bool) -> None:
 
 
 @cli.command()
-@_id_option
+@id_option
 def recover(dev_id: int) -> None:
     """Start a new daemon for a device whose daemon died."""
     from ublkpy.daemon.recover import recover as recover_device
@@ -404,7 +282,7 @@ def recover(dev_id: int) -> None:
 
 
 @cli.command()
-@_json_option
+@json_option
 def features(as_json: bool) -> None:
     """Show what this kernel's driver can do."""
     from ublkpy.daemon import inspect
@@ -428,7 +306,7 @@ def check(file: Path) -> None:
 
 @cli.command("help")
 @click.option(
-    "-t", "--type", "target_type", metavar="TARGET", help="the options of a target", shell_complete=_complete_targets
+    "-t", "--type", "target_type", metavar="TARGET", help="the options of a target", shell_complete=complete_targets
 )
 @click.argument("command", required=False, shell_complete=_complete_commands)
 @click.pass_context
@@ -439,7 +317,7 @@ def help_(ctx: click.Context, target_type: str | None, command: str | None) -> N
     if target_type:
         cls = tgt.find(target_type)
         sub = click.Context(add, info_name=f"add -t {cls.name}", parent=parent)
-        sub.meta[_TARGET] = cls.name
+        sub.meta[TARGET] = cls.name
         click.echo(f"{cls.name}: {(cls.__doc__ or '').splitlines()[0]}\n\n{add.get_help(sub)}")
     elif command:
         _, found, _ = cli.resolve_command(parent, [command])

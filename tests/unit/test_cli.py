@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
-from ublkpy import __version__, cli, tgt
+from ublkpy import __version__, cli, cli_options, tgt
 from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.daemon.ctrl import CONTROL
 from ublkpy.errors import BusyError, NoDeviceError, UblkError
@@ -361,7 +361,7 @@ def test_mistakes_in_the_file_come_with_place_and_line(ublk: Run, added: list[De
 def test_no_two_options_share_a_flag(ublk: Run) -> None:
     for name in tgt.names():
         context = click.Context(cli.add)
-        context.meta[cli._TARGET] = name
+        context.meta[cli_options.TARGET] = name
         flags = [flag for param in cli.add.get_params(context) for flag in (*param.opts, *param.secondary_opts)]
         assert len(flags) == len(set(flags)), f"{name}: {sorted(flags)}"
 

@@ -1,0 +1,146 @@
+"""What the command line is made of: options from declared ones, ids of devices, and what a shell completes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ublkpy import config, tgt
+from ublkpy.errors import ConfigError, UblkError
+from ublkpy.tgt.options import BOOL, Option
+
+
+class Declared(click.Option):
+    """A command-line option made from a declared one; its value is parsed like the YAML key's."""
+
+    def __init__(self, declared: Option, section: str) -> None:
+        self.declared = declared
+        self.section = section
+        flags = [*declared.flags, *declared.long_flags]
+        default = "" if declared.default in (None, ..., False) else f"  [default: {declared.default}]"
+        needed = "  [required]" if declared.required else ""
+        super().__init__(
+            [f"{section}_{declared.name}", *_with_off(flags, declared.off_flags)],
+            type=None if declared.kind is BOOL else _Declared(declared),
+            metavar="|".join(declared.kind.choices) or None,
+            is_flag=declared.kind is BOOL,
+            default=None,
+            help=f"{declared.help}{default}{needed}",
+        )
+
+
+class _Declared(click.ParamType[Any]):
+    def __init__(self, declared: Option) -> None:
+        self._declared = declared
+        self.name = declared.kind.metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return config.absolute(self._declared, self._declared.parse(value), Path.cwd())
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        kind = self._declared.kind
+        if kind.metavar == "PATH":
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(choice) for choice in kind.choices if choice.startswith(incomplete)]
+
+
+def _with_off(flags: list[str], off_flags: tuple[str, ...]) -> list[str]:
+    """click's notation for flags that unset: --direct/--buffered_io, and " /--more" for those without a partner."""
+    if not off_flags:
+        return flags
+    return [*flags[:-1], f"{flags[-1]}/{off_flags[0]}", *(f" /{off}" for off in off_flags[1:])]
+
+
+class Add(click.Command):
+    """``add``: which options there are depends on the target that is named."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        target = ctx.meta.get(TARGET)
+        own, (help_option,) = super().get_params(ctx)[:-1], super().get_params(ctx)[-1:]
+        return [*own, *(options_of(target) if target else ()), help_option]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            ctx.meta[TARGET] = self._named_target(ctx, args)
+        except UblkError:
+            if not ctx.resilient_parsing:  # completion must not talk
+                raise
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as e:
+            if ctx.meta.get(TARGET):
+                raise
+            raise ConfigError(
+                f"no target given, and {e.option_name} is no option of every device",
+                f"add -t with one of: {', '.join(tgt.names())}",
+            ) from e
+
+    def _named_target(self, ctx: click.Context, args: list[str]) -> str | None:
+        """The target that ``-t`` or the file of ``-c`` names, before the rest can be parsed."""
+        # With the options of all targets: what looks like -t or -c may be the value of one of them.
+        lenient = click.Context(self, parent=ctx, resilient_parsing=True, ignore_unknown_options=True)
+        parser = self.make_parser(lenient)
+        for target in tgt.names():
+            for param in options_of(target):
+                param.add_to_parser(parser, lenient)
+        said, _, _ = parser.parse_args(list(args))
+        name, file = said.get("target_type"), said.get("file")
+        if file:
+            # Read once: it may be a pipe.
+            ctx.meta[FILE] = config.read_yaml(Path(file))
+        if name:
+            return tgt.find(name).name
+        return ctx.meta[FILE].target_type if file else None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        target = ctx.meta.get(TARGET)
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            mine = isinstance(param, Declared) and param.section == "target"
+            if record:
+                groups.setdefault(f"Options of target {target}" if mine else "Options", []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+        if not target:
+            formatter.write_paragraph()
+            formatter.write_text(f"Targets: {', '.join(tgt.names())}. Their options: ublk help -t TARGET")
+
+
+# In click's meta: the named target, and the values of the file of -c.
+TARGET = "ublkpy.target"
+FILE = "ublkpy.file"
+
+
+def options_of(target: str) -> list[Declared]:
+    return [Declared(opt, "target") for opt in tgt.find(target).options.values()]
+
+
+def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from ublkpy.daemon import inspect
+
+    return [CompletionItem(str(n)) for n in inspect.device_ids() if str(n).startswith(incomplete)]
+
+
+def complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in tgt.names() if name.startswith(incomplete)]
+
+
+class _DeviceId(click.IntRange):
+    name = "device id"
+
+
+DEVICE_ID = _DeviceId(0, 2**20 - 1)
+id_option: Callable[[Any], Any] = click.option(
+    "-n", "--number", "dev_id", type=DEVICE_ID, required=True, help="device id", shell_complete=complete_ids
+)
+SWITCH = click.Choice([0, 1])
+json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="print JSON")
