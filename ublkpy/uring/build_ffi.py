@@ -303,6 +303,7 @@ int um_add_file(struct um_map *map, const struct um_file *file);
 int um_add_routing(struct um_map *map, const struct um_routing *routing);
 int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
                const struct um_flush *flush);
+int um_resize(struct um_map *map, uint64_t size);
 int um_walk(struct um_map *map, uint64_t pos, struct um_extent *extents,
             uint32_t nr);
 void um_get_stats(struct um_map *map, struct um_stats *stats);

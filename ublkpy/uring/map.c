@@ -138,6 +138,11 @@ static int append(struct um_map *map, struct um_table **table, const void *what,
 	return (int)(*table)->nr++;
 }
 
+static bool is_size(uint64_t size)
+{
+	return size && size % SECTOR == 0 && size <= INT64_MAX;
+}
+
 int um_init(struct um_map *map, uint64_t size)
 {
 	static const struct um_routing null;
@@ -151,7 +156,7 @@ int um_init(struct um_map *map, uint64_t size)
 	map->flush = new_flush(UM_NULL, NULL, 0);
 	mt_begin(&t, map);
 	ret = mt_plant(&t, size);
-	if (!size || size % SECTOR || size > INT64_MAX)
+	if (!is_size(size))
 		ret = -EINVAL;
 	else if (!view || !map->routings || !map->files || !map->flush)
 		ret = -ENOMEM;
@@ -251,18 +256,22 @@ static bool fits_place(const struct um_extent *e, const struct um_action *a)
 	return e->offset + len <= INT64_MAX - (uint64_t)a->shift;
 }
 
-static int check_piece(const struct um_map *map, const struct um_extent *e)
+static int check_place(const struct um_map *map, const struct um_extent *e)
 {
-	const struct um_routing *routing;
+	const struct um_routing *routing = &routings(map)[e->routing];
 
-	if (e->start % SECTOR || e->end % SECTOR || e->start >= e->end ||
-	    e->end > map->view->size || e->routing >= map->routings->nr)
-		return -EINVAL;
-	routing = &routings(map)[e->routing];
 	for (unsigned int op = 0; op < UM_NR_OPS; op++)
 		if (!fits_place(e, &routing->actions[op]))
 			return -EINVAL;
 	return 0;
+}
+
+static int check_piece(const struct um_map *map, const struct um_extent *e)
+{
+	if (e->start % SECTOR || e->end % SECTOR || e->start >= e->end ||
+	    e->end > map->view->size || e->routing >= map->routings->nr)
+		return -EINVAL;
+	return check_place(map, e);
 }
 
 static int check_flush(const struct um_map *map, const struct um_flush *flush)
@@ -370,6 +379,61 @@ int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
 	free(sorted);
 	if (ret)
 		free(copy);
+	return ret;
+}
+
+/* What is behind size is made to continue what is before it, and left out. */
+static int cut(struct mt_change *t, uint64_t size)
+{
+	struct um_extent e;
+
+	if (size >= t->size)
+		return 0;
+	mt_get(t->root, t->size, size - 1, &e);
+	if (mt_is_placed(&t->routings[e.routing]))
+		e.offset += size - e.start;
+	e.start = size;
+	e.end = t->size;
+	return mt_put(t, &e);
+}
+
+static int resize(struct um_map *map, uint64_t size)
+{
+	struct um_view *view;
+	struct um_extent last;
+	struct mt_change t;
+	int ret;
+
+	mt_get(map->view->root, map->view->size, map->view->size - 1, &last);
+	last.end = size;
+	if (size > map->view->size && check_place(map, &last))
+		return -EINVAL;
+	view = new_view();
+	if (!view)
+		return -ENOMEM;
+	mt_begin(&t, map);
+	ret = cut(&t, size);
+	if (ret) {
+		mt_abort(&t);
+		free(view);
+		return ret;
+	}
+	t.size = size;
+	publish(map, view, &t);
+	mt_commit(&t);
+	um_reclaim(map);
+	return 0;
+}
+
+int um_resize(struct um_map *map, uint64_t size)
+{
+	int ret;
+
+	if (!is_size(size))
+		return -EINVAL;
+	pthread_mutex_lock(&map->lock);
+	ret = resize(map, size);
+	pthread_mutex_unlock(&map->lock);
 	return ret;
 }
 

@@ -219,6 +219,12 @@ int um_add_routing(struct um_map *map, const struct um_routing *routing);
 int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
 	       const struct um_flush *flush);
 
+/*
+ * Moves the end: the last extent stretches up to it, or what is behind it goes.
+ * -EINVAL for what is no size, or where the last extent's file would end; -ENOMEM.
+ */
+int um_resize(struct um_map *map, uint64_t size);
+
 /* Up to nr extents from the one that holds pos on; returns how many. */
 int um_walk(struct um_map *map, uint64_t pos, struct um_extent *extents,
 	    uint32_t nr);

@@ -58,8 +58,7 @@ class Map:
     """
 
     def __init__(self, size: int, routing: Routing | None = None) -> None:
-        if not 0 < size < 1 << 63 or size % SECTOR:
-            raise ValueError(f"size of {size} bytes is not a positive multiple of {SECTOR}")
+        _check_size(size)
         self.size = size
         self.c: Any = ffi.new("struct um_map *")
         check(lib.um_init(self.c, size), "map")
@@ -105,6 +104,21 @@ class Map:
     def set_flush(self, flush: Flush) -> None:
         """What a flush, which has no place, does from now on. At first, nothing."""
         self.replace([], flush)
+
+    def resize(self, size: int) -> None:
+        """Move the end: the last extent stretches up to it, or what is behind it goes.
+
+        ValueError where its file, or memory, cannot be so long. Before the device grows, and after it has shrunk.
+        """
+        _check_size(size)
+        (last,) = self.extents(self.size - SECTOR)
+        if size > self.size and any(isinstance(action, Memory) for action in last.routing.actions):
+            raise ValueError("the map ends in memory, which has the length that it has")
+        res = lib.um_resize(self.c, size)
+        if res == -errno.EINVAL:
+            raise ValueError(f"the last extent cannot go on up to {size}: no file has so many bytes")
+        check(res, "map")
+        self.size = size
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
         """What the map says of [start, end), in order, cut to it. Changes meanwhile may or may not be seen."""
@@ -175,6 +189,11 @@ class Map:
                 self._routings[id] = routing
                 self._ids[routing] = id
             return self._ids[routing]
+
+
+def _check_size(size: int) -> None:
+    if not 0 < size < 1 << 63 or size % SECTOR:
+        raise ValueError(f"size of {size} bytes is not a positive multiple of {SECTOR}")
 
 
 def _why_invalid(pieces: list[tuple[int, int, int, int]]) -> str:

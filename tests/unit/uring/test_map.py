@@ -71,6 +71,12 @@ class Model:
             for i in range(e.length // 512):
                 self.sectors[e.start // 512 + i] = (e.routing, e.offset + i * 512 if e.routing.is_placed else 0)
 
+    def resize(self, nr_sectors: int) -> None:
+        routing, offset = self.sectors[-1]
+        step = 512 if routing.is_placed else 0
+        missing = nr_sectors - len(self.sectors)
+        self.sectors = self.sectors[:nr_sectors] + [(routing, offset + step * i) for i in range(1, missing + 1)]
+
     def extents(self) -> list[Extent]:
         found = [Extent(0, 512, *self.sectors[0])]
         for (_, before), (i, (routing, offset)) in pairwise(enumerate(self.sectors)):
@@ -155,6 +161,14 @@ class MapMachine(RuleBasedStateMachine):
         with pytest.raises(ValueError, match="overlap"):
             self.map.replace([*extents, extents[-1]])
 
+    @rule(nr_sectors=st.integers(1, 2 * SECTORS))
+    def resize(self, nr_sectors: int) -> None:
+        """At least to the size that the others need."""
+        for size in sorted({nr_sectors, max(nr_sectors, SECTORS)}):
+            self.map.resize(size * 512)
+            self.model.resize(size)
+            check_same(self.map, self.model)
+
     @invariant()
     def is_what_was_said(self) -> None:
         check_same(self.map, self.model)
@@ -174,6 +188,11 @@ def test_deep_tree_grows_and_shrinks() -> None:
     target_map, model = new_map(nr_sectors), Model(nr_sectors)
     levels = set()
     for step in range(4000):
+        if step % 50 == 49:
+            for size in (chance.randrange(1, nr_sectors), nr_sectors):
+                target_map.resize(size * 512)
+                model.resize(size)
+                assert lib.um_check(target_map.c) == 0
         if step // 500 % 2 == 0:
             where = [(sector, 1) for sector in chance.sample(range(nr_sectors), chance.choice((1, 2, 40)))]
         else:
@@ -287,6 +306,27 @@ def test_behind_the_end_is_an_error(small: Map) -> None:
                 assert (hit.kind, hit.error) == (lib.UM_ERROR, -errno.EIO)
                 assert hit.end > pos
         reader.remove()
+
+
+@pytest.mark.parametrize("size", [0, -512, 1000, 1 << 63])
+def test_what_is_no_size(small: Map, size: int) -> None:
+    with pytest.raises(ValueError, match="is not a positive multiple of 512"):
+        small.resize(size)
+    assert small.size == 64 * 512
+    assert lib.um_resize(small.c, size % (1 << 64)) == -errno.EINVAL
+
+
+def test_an_end_that_cannot_move(small: Map) -> None:
+    small.replace([Extent(0, small.size, ROUTINGS[1], (1 << 63) - 1024 - small.size)])
+    small.resize(65 * 512)
+    with pytest.raises(ValueError, match="no file has so many bytes"):
+        small.resize(66 * 512)
+    memory = bytearray(65 * 512)
+    small.replace([Extent(0, small.size, Routing.all(small.add_memory(memory)))])
+    with pytest.raises(ValueError, match="ends in memory"):
+        small.resize(66 * 512)
+    small.resize(512)
+    assert (small.size, small.count) == (512, 1)
 
 
 def test_part_of_a_map_is_cut_to_size(small: Map) -> None:
