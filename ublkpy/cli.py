@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from ublkpy.cli_options import (
     SWITCH,
     TARGET,
     Add,
+    CpuSetType,
     Declared,
+    SizeType,
     complete_ids,
     complete_targets,
     id_option,
     json_option,
+    several,
 )
+from ublkpy.device import Device
 from ublkpy.errors import ConfigError, ExitCode, NoDeviceError, UblkError
 from ublkpy.uring.mode import MODES
 
@@ -100,7 +105,10 @@ def _complete_commands(ctx: click.Context, param: click.Parameter, incomplete: s
 
 
 class _Group(click.Group):
-    """The commands in the order in which one meets them."""
+    """The commands in the order in which one meets them; set_affinity, as ublksrv writes it, is one as well."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name.replace("_", "-"))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -268,15 +276,110 @@ def list_(dev_id: int | None, as_json: bool) -> None:
 
 
 @cli.command()
-@id_option
-def recover(dev_id: int) -> None:
-    """Start a new daemon for a device whose daemon died."""
-    from ublkpy.daemon.recover import recover as recover_device
+@several
+def recover(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool) -> int:
+    """Start a new daemon for devices whose daemon died."""
+    from ublkpy.daemon import inspect
 
-    recover_device(dev_id)
+    def waiting() -> list[int]:
+        return [device.info.dev_id for device in inspect.list_devices() if device.is_waiting]
+
+    def recover_one(device: Device) -> None:
+        device.recover()
+        _say(device.node)
+
+    return _for_each(ids, numbers, waiting if every else None, recover_one)
+
+
+@cli.command()
+@several
+def upgrade(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool) -> int:
+    """Replace the daemons of devices by new ones of this version, without a failed request."""
+    from ublkpy.daemon import inspect
+
+    def served() -> list[int]:
+        return [device.info.dev_id for device in inspect.list_devices() if device.known and device.pid]
+
+    def upgrade_one(device: Device) -> None:
+        stall = device.upgrade()
+        _say(f"{device.node}: upgraded; requests waited {stall * 1000:.0f} ms")
+
+    return _for_each(ids, numbers, served if every else None, upgrade_one)
+
+
+@cli.command()
+@id_option
+@click.option("--safe", is_flag=True, help="not if anybody has it open; needs Linux 7.0")
+@click.option("--force", is_flag=True, help="also if in use; kills a daemon that does not answer")
+def stop(dev_id: int, safe: bool, force: bool) -> None:
+    """Take a block device away; its id stays, for start."""
+    if safe and force:
+        raise click.UsageError("--safe and --force exclude each other")
+    Device(dev_id).stop(safe=safe, force=force)
+
+
+@cli.command()
+@id_option
+def start(dev_id: int) -> None:
+    """Serve a stopped or dead device again, as it was added."""
+    Device(dev_id).start()
+    _say(Device(dev_id).node)
+
+
+@cli.command()
+@id_option
+def quiesce(dev_id: int) -> None:
+    """End a device's daemon and have its requests wait, for recover."""
+    Device(dev_id).quiesce()
+
+
+@cli.command()
+@id_option
+@click.argument("size", type=SizeType())
+@click.option("--force", is_flag=True, help="also if a device in use loses its end")
+def resize(dev_id: int, size: int, force: bool) -> None:
+    """Give a device another SIZE, and its backing where that can."""
+    Device(dev_id).resize(size, force=force)
+
+
+@cli.command("set-affinity")
+@id_option
+@click.option("-q", "--queue", "q_id", type=click.IntRange(0, 4095), required=True, help="queue, from 0 on")
+@click.option("--cpuset", "cpus", type=CpuSetType(), required=True, help="CPUs, such as 0-3,5")
+def set_affinity(dev_id: int, q_id: int, cpus: frozenset[int]) -> None:
+    """Have a queue of a device run on some CPUs, for as long as its daemon lives."""
+    Device(dev_id).set_affinity(q_id, cpus)
+
+
+def _for_each(
+    ids: tuple[int, ...],
+    numbers: tuple[int, ...],
+    every: Callable[[], list[int]] | None,
+    action: Callable[[Device], None],
+) -> int:
+    """Do it for all that are named, or for ``every`` one that there is, and go on after what fails."""
+    from ublkpy.daemon import ctrl
+
+    if bool(every) == bool(ids or numbers):
+        raise click.UsageError("name the devices, or say -a for all of them (not both)")
+    if every:
+        ctrl.require_driver()  # without it there is no device to ask for
+    dev_ids = every() if every else list(dict.fromkeys((*numbers, *ids)))
+    status: int = ExitCode.OK
+    for dev_id in dev_ids:
+        try:
+            action(Device(dev_id))
+        except UblkError as e:
+            show_error(e)
+            status = status or e.exit_code
+    return status
+
+
+def _say(text: str) -> None:
+    """What has been done stays done, whoever hears of it."""
     try:
-        click.echo(f"/dev/ublkb{dev_id}")
-    except OSError as e:  # the device works again, whoever hears of it
+        click.echo(text)
+    except OSError as e:
         _discard_stdout()
         log.warning("cannot write to stdout: %s", e.strerror)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from ublkpy import config, tgt
 from ublkpy.errors import ConfigError, UblkError
-from ublkpy.tgt.options import BOOL, Option
+from ublkpy.tgt.options import BOOL, Option, parse_size
 
 
 class Declared(click.Option):
@@ -144,3 +145,41 @@ id_option: Callable[[Any], Any] = click.option(
 )
 SWITCH = click.Choice([0, 1])
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="print JSON")
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes, written as in a YAML file."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+
+class CpuSetType(click.ParamType[frozenset[int]]):
+    """CPUs as taskset has them, ``0-3,5``, and as ublksrv has them, ``[0,1]``."""
+
+    name = "cpuset"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[int]:
+        cpus: set[int] = set()
+        for part in str(value).removeprefix("[").removesuffix("]").split(","):
+            match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+            if not match or int(match[2] or match[1]) < int(match[1]):
+                self.fail(f"{value!r} is not a set of CPUs such as 0-3,5", param, ctx)
+            cpus |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+        return frozenset(cpus)
+
+
+def several(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Devices by their ids, ``-n 0 -n 1`` or ``0 1``, as the command's ``ids`` and ``numbers``, or ``every`` one."""
+    for decorate in (
+        click.option("-a", "--all", "every", is_flag=True, help="all devices for which that makes sense"),
+        click.option("-n", "--number", "numbers", type=DEVICE_ID, multiple=True, help="device id; repeatable"),
+        click.argument("ids", type=DEVICE_ID, nargs=-1, shell_complete=complete_ids),
+    ):
+        command = decorate(command)
+    return command

@@ -127,6 +127,11 @@ _COMMAND_ERRORS: dict[tuple[str, int], tuple[type[UblkError], str, str]] = {
         "the block device of an earlier life of id {id} is still held open",
         "close whatever uses /dev/ublkb{id} (see: fuser -v /dev/ublkb{id}) and try again",
     ),
+    ("TRY_STOP_DEV", errno.EBUSY): (
+        BusyError,
+        "device {id} is open",
+        "see what uses it with: fuser -v /dev/ublkb{id}",
+    ),
     ("REG_BUF", errno.EEXIST): (
         BusyError,
         "some of this memory is shared with device {id} already",

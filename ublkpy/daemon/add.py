@@ -24,11 +24,16 @@ READY_DEADLINE = BRING_UP_DEADLINE + _NODE_DEADLINE
 _COOKIE_MARK = 0x75626C6B << 32
 
 
-def add(config: DeviceConfig, on_ready: Callable[[int], None] = lambda dev_id: None) -> int:
+def add(
+    config: DeviceConfig,
+    on_ready: Callable[[int], None] = lambda dev_id: None,
+    before: Callable[[], None] = lambda: None,
+) -> int:
     """Serve a device from a daemon of its own; returns its id once its node can be opened.
 
-    ``on_ready`` is called with the id just before. Raises UblkError, also for what the daemon found wrong,
-    KeyboardInterrupt, and what ``on_ready`` raises; then nothing is left.
+    ``on_ready`` is called with the id just before, ``before`` when the target is open and nothing else done.
+    Raises UblkError, also for what the daemon found wrong, KeyboardInterrupt, and what these raise; then nothing is
+    left.
     """
     ctrl.require_driver()
     plan = _plan(config)
@@ -37,6 +42,7 @@ def add(config: DeviceConfig, on_ready: Callable[[int], None] = lambda dev_id: N
         return run_daemon(plan, ready, Server.create)
 
     try:
+        before()
         done = start_daemon(body, new=True)
         dev_id: int = done["dev_id"]
         _tell_clamped(plan, done["queues"])

@@ -21,7 +21,7 @@ from typing import Any
 from ublkpy.errors import DriverError, InterruptedByUser, UblkError, command_error
 from ublkpy.uring.command import CommandRing
 from ublkpy.uring.ffi import ffi, lib
-from ublkpy.uring.uapi import DevInfo, Feature, Params
+from ublkpy.uring.uapi import SECTOR, DevInfo, Feature, Params
 
 CONTROL = Path("/dev/ublk-control")
 AUTO_ID = 0xFFFFFFFF
@@ -132,6 +132,21 @@ class Control:
         """DEL_DEV_ASYNC: the same without the last wait. Before Linux 6.9, which has no such command, DEL_DEV."""
         if self._call("DEL_DEV_ASYNC", dev_id, timeout=timeout, accept=errno.EOPNOTSUPP) < 0:
             self.delete(dev_id, timeout)
+
+    def try_stop(self, dev_id: int, timeout: float) -> None:
+        """TRY_STOP_DEV: STOP_DEV, but BusyError if anybody has the block device open."""
+        self._call("TRY_STOP_DEV", dev_id, timeout=timeout)
+
+    def update_size(self, dev_id: int, size: int) -> None:
+        """UPDATE_SIZE: the device has so many bytes now. Only for one that is LIVE: Linux 6.18 does not look."""
+        self._call("UPDATE_SIZE", dev_id, data=size // SECTOR)
+
+    def quiesce(self, dev_id: int, timeout: float) -> None:
+        """QUIESCE_DEV: hold new requests up, and take all tags back that the daemon waits on.
+
+        With every tag busy it returns at once and takes none: to be repeated.
+        """
+        self._call("QUIESCE_DEV", dev_id, data=int(timeout * 1000), timeout=timeout + QUICK)
 
     def register_buffer(self, dev_id: int, address: int, length: int, *, read_only: bool, timeout: float) -> int:
         """REG_BUF: have the driver know this memory of ours, in whole pages, when requests are in it; its index.

@@ -13,6 +13,7 @@ from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.spawn import isolated, wait_end
 from ublkpy.daemon.users import check_unused, openers
 from ublkpy.errors import BusyError, NoDeviceError, UblkError
+from ublkpy.uring.mode import names
 from ublkpy.uring.uapi import DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
@@ -93,20 +94,7 @@ def delete(
         log.warning("%s; deleting it all the same: what uses it gets errors, and then frees the id", user.message)
     # Before it is stopped: a daemon that ends takes its file away, and is then no longer known.
     server = device.daemon()
-    try:
-        _stop(device, timeout, flush=device.loses_dirty_pages())
-    except TimeoutError as e:
-        daemon = device.daemon()
-        if not force or daemon is None:
-            raise UblkError(
-                f"device {dev_id} did not stop within {timeout:g} s: its server holds requests and does not answer"
-                f" them; it is open in {', '.join(openers(dev_id)) or 'no process'}",
-                "end the server with kill -9"
-                if force
-                else f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
-            ) from e
-        log.warning("the daemon of device %d does not answer: killing process %d", dev_id, daemon)
-        _stop_without_daemon(device, daemon)
+    _stop_or_kill(device, timeout, force=force)
     # Before the id is free: the file may be that of the next device then.
     state.remove(dev_id, device.cookie)
     try:
@@ -119,6 +107,24 @@ def delete(
         ) from e
     # The daemon itself may be our parent, waiting for us.
     if wait and server not in (None, os.getppid()):
+        wait_end(server, _DAEMON_EXIT)
+
+
+def stop(dev_id: int, *, safe: bool = False, force: bool = False, timeout: float = DEADLINE) -> None:
+    """Stop a device and wait until its daemon has ended; the id stays.
+
+    Refuses a device in use unless ``force``, and with ``safe`` one that anybody has open. Raises NoDeviceError,
+    BusyError, UblkError.
+    """
+    device = _Device.find(dev_id)
+    user = _find_user(dev_id)
+    if user and not force:
+        raise user
+    server = device.daemon()
+    if safe:
+        _try_stop(device)
+    _stop_or_kill(device, timeout, force=force)
+    if server is not None:
         wait_end(server, _DAEMON_EXIT)
 
 
@@ -187,6 +193,47 @@ def _another(dev_id: int) -> NoDeviceError:
     return NoDeviceError(
         f"the device that had the id {dev_id} is gone, and another one has it now", "ublk list shows what there is"
     )
+
+
+def _try_stop(device: _Device) -> None:
+    """TRY_STOP_DEV loses dirty pages as STOP_DEV does; but nobody has it open, and the last who had wrote them."""
+
+    def try_stop() -> None:
+        with Control() as control:
+            if Feature.SAFE_STOP_DEV not in control.features():
+                raise UblkError(
+                    f"this kernel's ublk driver lacks {names(Feature.SAFE_STOP_DEV)}, which --safe needs",
+                    "use Linux 7.0 or newer; without --safe, a device that is mounted or claimed is refused as well",
+                )
+            device.check(control)
+            control.try_stop(device.dev_id, DEADLINE)
+
+    try:
+        isolated(f"device {device.dev_id} to stop", try_stop, DEADLINE, lambda: _completed(device.dev_id))
+    except BusyError as e:
+        raise BusyError(
+            f"device {device.dev_id} is open in {', '.join(openers(device.dev_id)) or 'a process'}", e.hint
+        ) from e
+    except TimeoutError as e:
+        raise UblkError(f"device {device.dev_id} did not stop within {DEADLINE:g} s", "see: ublk list") from e
+
+
+def _stop_or_kill(device: _Device, timeout: float, *, force: bool) -> None:
+    dev_id = device.dev_id
+    try:
+        _stop(device, timeout, flush=device.loses_dirty_pages())
+    except TimeoutError as e:
+        daemon = device.daemon()
+        if not force or daemon is None:
+            raise UblkError(
+                f"device {dev_id} did not stop within {timeout:g} s: its server holds requests and does not answer"
+                f" them; it is open in {', '.join(openers(dev_id)) or 'no process'}",
+                "end the server with kill -9"
+                if force
+                else f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
+            ) from e
+        log.warning("the daemon of device %d does not answer: killing process %d", dev_id, daemon)
+        _stop_without_daemon(device, daemon)
 
 
 def _stop(device: _Device, timeout: float, *, flush: bool = False) -> None:

@@ -50,6 +50,15 @@ class DeviceStatus:
         return self.known.target["dev_size"] if self.known else None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether it can be recovered: its daemon is gone, and the driver keeps requests, or the device, for another.
+
+        Linux 6.12 may take some time to notice.
+        """
+        keeps = Feature.USER_RECOVERY in self.info.flags and self.info.state != State.DEAD
+        return self.known is not None and self.pid is None and keeps
+
+    @property
     def advice(self) -> str:
         """What to do about a device that nobody serves; empty for one that works."""
         if self.pid is not None:
@@ -57,6 +66,8 @@ class DeviceStatus:
         dev_id = self.info.dev_id
         if self.known and self.info.state in (State.QUIESCED, State.FAIL_IO):
             return f"ublk recover -n {dev_id}"
+        if self.known and self.info.state == State.DEAD:
+            return f"ublk start -n {dev_id}"
         return f"ublk del -n {dev_id}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from ublkpy.config import from_dump
-from ublkpy.daemon import inspect, spawn, state
+from ublkpy.daemon import inspect, state
 from ublkpy.daemon.add import run_daemon, start_daemon
 from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.server import Plan, Server
@@ -27,6 +28,7 @@ T = TypeVar("T")
 _QUIESCE_DEADLINE = 60.0
 _RELEASE_DEADLINE = 30.0
 _DYING = 1.0
+_LOOK = 0.005
 
 
 def recover(dev_id: int) -> None:
@@ -36,12 +38,12 @@ def recover(dev_id: int) -> None:
     """
     device = inspect.status(dev_id)
     known = _recoverable(device)
-    _wait_quiesced(dev_id)
+    wait_noticed(dev_id)
     try:
         config, mode = from_dump(known.config), MODES[known.mode]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
-    plan = Plan(config, _when_released(dev_id, config.target.open), known.cookie, known.shmem)
+    geometry = _when_released(dev_id, config.target.open)
 
     def begin(server: Server) -> DevInfo:
         # Here, not before the fork: it waits for a mutex where no signal reaches it.
@@ -49,12 +51,10 @@ def recover(dev_id: int) -> None:
         server.take_over(device.info, mode)
         return device.info
 
-    def body(ready: spawn.Ready) -> int:
-        return run_daemon(plan, ready, begin)
-
     try:
-        _check_same(device, plan.geometry)
-        start_daemon(body, new=False)
+        size = _check_same(device, geometry)
+        plan = Plan(config, replace(geometry, size=size), known.cookie, known.shmem)
+        start_daemon(lambda ready: run_daemon(plan, ready, begin), new=False)
     finally:
         config.target.close()
 
@@ -80,12 +80,15 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
     return device.known
 
 
-def _check_same(device: inspect.DeviceStatus, now: Geometry) -> None:
-    """A block device that is there keeps its properties: on a backing that lost one, requests would fail."""
+def _check_same(device: inspect.DeviceStatus, now: Geometry) -> int:
+    """A block device that is there keeps its properties: on a backing that lost one, requests would fail.
+
+    Its size in bytes; the backing may have more.
+    """
     dev_id, disk = device.info.dev_id, device.disk
     if disk is None:  # being deleted
         raise no_device(dev_id)
-    if now.size != disk.size:
+    if now.size < disk.size:
         raise UblkError(
             f"device {dev_id} has {exact_size(disk.size)}, but its backing now has {exact_size(now.size)}",
             "give the backing its old size again, or delete the device",
@@ -107,14 +110,15 @@ def _check_same(device: inspect.DeviceStatus, now: Geometry) -> None:
             f"device {dev_id} can be written, but its backing no longer can",
             "make the backing writable again, or delete the device",
         )
+    return disk.size
 
 
-def _wait_quiesced(dev_id: int) -> None:
-    """Wait until the driver has noticed that the old daemon is dead."""
+def wait_noticed(dev_id: int) -> None:
+    """Wait until the driver has noticed that the old daemon is dead. Raises UblkError."""
     started = time.monotonic()
     told = False
     with Control() as control:
-        while control.info(dev_id).state not in (State.QUIESCED, State.FAIL_IO):
+        while control.info(dev_id).state is State.LIVE:
             waited = time.monotonic() - started
             if waited > _QUIESCE_DEADLINE:
                 raise UblkError(
@@ -124,7 +128,7 @@ def _wait_quiesced(dev_id: int) -> None:
             if waited > 1 and not told:
                 log.info("waiting for the driver to notice that the old daemon is dead (up to 30 s on 6.12)")
                 told = True
-            time.sleep(0.02)
+            time.sleep(_LOOK)
 
 
 def _start_recovery(dev_id: int) -> None:
@@ -145,4 +149,4 @@ def _when_released(dev_id: int, action: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 raise
         _recoverable(inspect.status(dev_id))
-        time.sleep(0.05)
+        time.sleep(_LOOK)

@@ -30,12 +30,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import end, inspect, log, state
+from ublkpy.daemon import end, inspect, log, resize, state
+from ublkpy.daemon.channel import Channel
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
@@ -46,7 +49,7 @@ from ublkpy.tgt.base import Geometry
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, demand, names, sharing
 from ublkpy.uring.queue import Memory
-from ublkpy.uring.uapi import IO_DESC_SIZE, SECTOR, Attr, DevInfo, Feature, Params
+from ublkpy.uring.uapi import IO_DESC_SIZE, SECTOR, Attr, DevInfo, Feature, Params, State
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +133,9 @@ class Server:
         self._cdev_fd = -1
         self._refused = False
         self._created = False
+        self._kept = False
+        self._saving = threading.Lock()
+        self._channel: Channel | None = None
         # Signals and threads that end write a byte here and so wake the main thread.
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
@@ -162,10 +168,13 @@ class Server:
                 options.depth,
                 options.threads_per_queue,
                 user_copy=target.has_metadata or not target.moves_data,
+                recovers=options.recovery != "none",
             )
             if options.shmem_zc:
                 mode = sharing(mode, features, options.recovery != "none")
             needed[f"mode {mode.name}"] = mode.flags
+            if options.recovery != "none":
+                needed["ublk upgrade"] = Feature.QUIESCE & features
             if not target.moves_data:
                 # What the kernel had in its pages before could look like partitions.
                 needed["a target without data"] = Feature.NO_AUTO_PART_SCAN & features
@@ -224,7 +233,8 @@ class Server:
             self._check_workers()
         self._check_workers()
         self._close()
-        state.remove(info.dev_id, self._plan.cookie)
+        if not self._kept and not self._is_quiesced(info):
+            state.remove(info.dev_id, self._plan.cookie)
         self._wait_helper()
         _log.info("/dev/ublkb%d has ended", info.dev_id)
         return 0
@@ -282,10 +292,31 @@ class Server:
             backing=target.backing(),
         )
         self._save_buffers(self._plan.stale_buffers)
+        self._channel = Channel(info.dev_id, {"resize": self._resize, "keep": self._keep})
 
     def _save_buffers(self, indices: Sequence[int]) -> None:
         """Write the state file, with the shared buffers that the driver knows. Raises UblkError."""
-        state.write(replace(self._state, shmem=list(indices)))
+        self._save(shmem=list(indices))
+
+    def _save(self, **changes: Any) -> None:
+        with self._saving:  # main thread, and that of shared memory
+            self._state = replace(self._state, **changes)
+            state.write(self._state)
+
+    # -- orders ----------------------------------------------------------------------------
+
+    def _resize(self, size: int, done: bool) -> dict[str, Any]:
+        assert self._map
+        config = self._plan.config
+        resize.follow(config.target, self._map, size, done=done)
+        described = self._state.target | {"dev_size": self._map.size}
+        self._save(config=config.dump(), target=described)
+        return {}
+
+    def _keep(self, on: bool) -> dict[str, Any]:
+        """The state file shall outlive us: somebody means to go on with the device."""
+        self._kept = on
+        return {}
 
     def _start_workers(self, workers: Iterable[Worker]) -> None:
         """Start them, and wait until each is ready."""
@@ -342,7 +373,11 @@ class Server:
 
     def _woken(self, timeout: float | None) -> bool:
         """Sleep until something happens; True if it was a signal to end."""
-        select.select([self._wake_r], [], [], timeout)
+        channel = self._channel
+        files = [self._wake_r.fileno()] + ([channel.fileno()] if channel else [])
+        readable, _, _ = select.select(files, [], [], timeout)
+        if channel and channel.fileno() in readable:
+            channel.answer()
         try:
             events = self._wake_r.recv(4096)
         except BlockingIOError:
@@ -387,7 +422,21 @@ class Server:
                 logging.shutdown()
                 os._exit(1)
 
+    def _is_quiesced(self, info: DevInfo) -> bool:
+        """Whether the device waits for another daemon: then the driver took our tags, but not the device."""
+        if Feature.QUIESCE not in info.flags:
+            return False
+        try:
+            with Control() as control:
+                now = control.info(info.dev_id)
+        except UblkError:
+            return False
+        return now.ublksrv_flags == self._plan.cookie and now.state != State.DEAD
+
     def _close(self) -> None:
+        if self._channel:
+            self._channel.close()
+            self._channel = None
         if self._sharing:
             self._sharing.close()  # before the id, and so the path of its socket, can be another's
         if any(worker.serving for worker in self._workers):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ublkpy.errors import BusyError, UblkError
 from ublkpy.tgt.base import MAX_DISCARD_BYTES
-from ublkpy.tgt.options import format_size
+from ublkpy.tgt.options import exact_size, format_size
 from ublkpy.uring import libc
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,25 @@ class Backing:
         flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
         fcntl.fcntl(self.fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         self.direct = False
+
+    def fit(self, end: int, *, cut: bool) -> None:
+        """Grow the file up to ``end`` bytes, or ``cut`` it there. UblkError where it cannot be."""
+        self.end = os.lseek(self.fd, 0, os.SEEK_END)
+        if self.end == end or (self.end > end and not cut):
+            return
+        if self.is_block_device or self.read_only:
+            if self.end < end:
+                raise UblkError(
+                    f"{self.path} has {exact_size(self.end)}, which is too short for {exact_size(end)}",
+                    "grow that first" if self.is_block_device else f"grow it with: truncate -s {end} {self.path}",
+                )
+            return
+        try:
+            os.ftruncate(self.fd, end)
+        except OSError as e:
+            raise UblkError(f"cannot give {self.path} {exact_size(end)}: {os.strerror(e.errno or 0)}") from e
+        self.end = end
+        self.check_space()
 
     def no_direct(self, reason: str) -> UblkError:
         """The error for an O_DIRECT that was asked for and cannot be had."""

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ublkpy.errors import UblkError
 from ublkpy.tgt.options import Configurable
 from ublkpy.uring.integrity import Integrity
 from ublkpy.uring.map import Map
@@ -82,6 +83,14 @@ class Target(Configurable, ABC):
     @abstractmethod
     def map(self, size: int) -> Map:
         """Where the ``size`` bytes of the device live. Runs in the daemon, after ``open``."""
+
+    def resize(self, size: int) -> None:
+        """Make what is behind the map fit a device of ``size`` bytes: before it grows, and after it has shrunk.
+
+        Runs in the daemon's main thread. The map's end moves with it; after a shrink no request is behind it any
+        more. Raises UblkError, as here, where a device of this target has to stay as it is.
+        """
+        raise UblkError(f"a device of target {self.name} keeps its size", "delete it, and add it anew")
 
     def upcall(self, requests: Sequence[Request]) -> None:
         """Answer the requests that the map leaves to Python, now or later. Runs in a thread of their queue.

@@ -6,6 +6,7 @@ and discard limits are those of the backing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ublkpy.errors import ConfigError, UblkError
@@ -48,6 +49,7 @@ class LoopTarget(IntegrityTarget):
 
     def map(self, size: int) -> Map:
         found = Map(size)
+        self._geometry = replace(self._geometry, size=size)
         backing, metadata, integrity = self._backing, self._metadata, self._geometry.integrity
         files = [found.add_file(backing.fd, is_block_device=backing.is_block_device, in_memory=backing.in_memory)]
         if metadata and integrity:
@@ -55,6 +57,15 @@ class LoopTarget(IntegrityTarget):
             found.metadata = Metadata(integrity, files[1])
         found.replace([Extent(0, size, Routing.all(File(files[0])), self.offset)], Sync(tuple(files)))
         return found
+
+    def resize(self, size: int) -> None:
+        if self._metadata:
+            raise UblkError("a device with metadata keeps its size", "delete it, and add it anew")
+        # What lies behind the device in the file is not ours to cut off.
+        whole = self._backing.end == self.offset + self._geometry.size
+        self._backing.fit(self.offset + size, cut=whole and size < self._geometry.size)
+        self._geometry = replace(self._geometry, size=size)
+        self.size = Size(size)
 
     def close(self) -> None:
         self._backing.close()

@@ -28,6 +28,9 @@ class NullTarget(IntegrityTarget):
             integrity=self.integrity(_BLOCK),
         )
 
+    def resize(self, size: int) -> None:
+        self.size = Size(size)
+
     def map(self, size: int) -> Map:
         found = Map(size)  # of Null()
         integrity = self.integrity(_BLOCK)

@@ -68,20 +68,26 @@ MODES: dict[str, Mode] = {
 }
 
 
-def fastest(features: Feature, depth: int, threads: int = 1, *, user_copy: bool = False) -> Mode:
+def fastest(
+    features: Feature, depth: int, threads: int = 1, *, user_copy: bool = False, recovers: bool = False
+) -> Mode:
     """The mode with the fewest instructions per request of 4 KiB that this driver has for queues so deep.
 
     Several threads in batch mode take turns of some requests each, and the driver waits for the one whose turn it
     is. One by one, each has tags of its own, and none waits for another. ``user_copy`` is for who has metadata, which
-    the driver gives only to those who copy themselves, or for who need not copy at all.
+    the driver gives only to those who copy themselves, or for who need not copy at all. No batches for a device that
+    ``recovers``: it could not be quiesced without failing requests (ublk_drv.c, ublk_batch_cancel_queue).
     """
     way = "user-copy" if user_copy and Feature.USER_COPY in features else "copy"
-    return MODES[f"batch+{way}" if Feature.BATCH_IO in features and depth > 1 and threads == 1 else way]
+    batch = Feature.BATCH_IO in features and depth > 1 and threads == 1 and not recovers
+    return MODES[f"batch+{way}" if batch else way]
 
 
-def demand(name: str, features: Feature, depth: int, threads: int, *, user_copy: bool = False) -> Mode:
+def demand(
+    name: str, features: Feature, depth: int, threads: int, *, user_copy: bool = False, recovers: bool = False
+) -> Mode:
     """The mode of this name, or the fastest for ``auto``; UblkError says what it, or so many threads, lack."""
-    mode = fastest(features, depth, threads, user_copy=user_copy) if name == "auto" else MODES[name]
+    mode = MODES.get(name) or fastest(features, depth, threads, user_copy=user_copy, recovers=recovers)
     missing = mode.flags & ~features
     if missing:
         raise UblkError(

@@ -1,0 +1,104 @@
+"""What the command asks of a running daemon, over a socket beside the state file.
+
+One packet of JSON each way: ``{"do": NAME, ...}``, and then ``{"done": {...}}`` or ``{"error": {...}}``. The daemon's
+main thread answers one after the other, so an order must not wait for the device itself. Only root and the daemon's
+own user are heard (SO_PEERCRED, unix(7)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ublkpy.daemon import state
+from ublkpy.errors import UblkError, from_dict
+
+_log = logging.getLogger(__name__)
+
+Orders = Mapping[str, Callable[..., dict[str, Any]]]
+
+_MAX_BYTES = 65536
+_HEARS = 1.0  # seconds for a client to say what it wants
+_ucred = struct.Struct("iII")  # pid, uid, gid: unix(7)
+
+
+class Channel:
+    """The daemon's end. ``orders`` are called in the thread that calls ``answer``; UblkError is an answer, too."""
+
+    def __init__(self, dev_id: int, orders: Orders) -> None:
+        self._orders = orders
+        self._path = state.channel_path(dev_id)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            self._path.parent.mkdir(mode=0o755, exist_ok=True)
+            self._path.unlink(missing_ok=True)  # of a daemon that was killed
+            os.fchmod(self._listener.fileno(), 0o600)  # what the path gets
+            self._listener.bind(str(self._path))
+            self._listener.listen()
+        except OSError as e:
+            self._listener.close()
+            raise UblkError(f"cannot make the socket {self._path}: {os.strerror(e.errno or 0)}") from e
+
+    def fileno(self) -> int:
+        """Readable when somebody has something to ask."""
+        return self._listener.fileno()
+
+    def answer(self) -> None:
+        """Hear one client, and do what it asks."""
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return  # it has gone again
+        with client, contextlib.suppress(OSError):
+            client.settimeout(_HEARS)
+            client.send(json.dumps(self._reply(client)).encode())
+
+    def close(self) -> None:
+        """Hear nobody any more."""
+        self._path.unlink(missing_ok=True)
+        self._listener.close()
+
+    def _reply(self, client: socket.socket) -> dict[str, Any]:
+        _, uid, _ = _ucred.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size))
+        try:
+            if uid not in (0, os.geteuid()):
+                raise UblkError("only root and the owner of the device may ask its daemon")
+            order = json.loads(client.recv(_MAX_BYTES))
+            action = self._orders.get(order.pop("do"))
+            if action is None:
+                raise UblkError("the daemon is of another version, and does not know this order")
+            return {"done": action(**order)}
+        except UblkError as e:
+            return {"error": e.to_dict()}
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            _log.warning("an order that cannot be understood: %s", e)
+            return {"error": UblkError(f"the daemon does not understand: {e}").to_dict()}
+
+
+def ask(dev_id: int, order: str, timeout: float, **values: Any) -> dict[str, Any]:
+    """Have the daemon of a device do something. Raises its UblkError, or one that says why it does not answer."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as daemon:
+            daemon.settimeout(timeout)
+            daemon.connect(str(state.channel_path(dev_id)))
+            daemon.send(json.dumps({"do": order, **values}).encode())
+            reply = json.loads(daemon.recv(_MAX_BYTES))
+    except TimeoutError as e:
+        raise UblkError(
+            f"the daemon of device {dev_id} does not answer within {timeout:g} s",
+            f"kill it, and: ublk recover -n {dev_id}; or end the device with: ublk del --force -n {dev_id}",
+        ) from e
+    except (OSError, ValueError) as e:  # an empty packet is an end
+        raise UblkError(
+            f"the daemon of device {dev_id} cannot be reached: {e}", "ublk list shows whether it is alive"
+        ) from e
+    if "error" in reply:
+        raise from_dict(reply["error"])
+    done: dict[str, Any] = reply["done"]
+    return done

@@ -1,0 +1,78 @@
+"""``ublk stop`` and ``ublk start``: a device without its block device, and with it again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+
+from ublkpy.config import DeviceConfig, DeviceOptions, from_dump
+from ublkpy.daemon import delete, inspect, state
+from ublkpy.daemon.add import add
+from ublkpy.daemon.channel import ask
+from ublkpy.daemon.recover import wait_noticed
+from ublkpy.errors import BusyError, NoDeviceError, UblkError
+from ublkpy.uring.uapi import State
+
+log = logging.getLogger(__name__)
+
+_ANSWER = 5.0
+
+
+def stop(dev_id: int, *, safe: bool = False, force: bool = False) -> None:
+    """Take the block device away and end the daemon; the id and what the device was stay, for ``start``.
+
+    ``safe``: BusyError if anybody has it open at all (UBLK_F_SAFE_STOP_DEV), ``force``: also one that is in use.
+    Raises UblkError.
+    """
+    device = inspect.status(dev_id)
+    served = device.known is not None and device.pid is not None
+    if served:
+        ask(dev_id, "keep", _ANSWER, on=True)
+    try:
+        delete.stop(dev_id, safe=safe, force=force)
+    except BaseException:
+        if served:
+            with contextlib.suppress(UblkError):
+                ask(dev_id, "keep", _ANSWER, on=False)
+        raise
+
+
+def start(dev_id: int, on_ready: Callable[[int], None] = lambda dev_id: None) -> None:
+    """Serve a device again that was stopped, or whose daemon died, as it was added. Raises UblkError.
+
+    It is deleted and added anew: only since Linux 7.3 could the old one be used again. What fails leaves the state
+    file behind, so that it can be tried once more.
+    """
+    known = state.read(dev_id)
+    if known is None:
+        inspect.status(dev_id)  # perhaps there is none
+        raise UblkError(f"device {dev_id} was not added by ublkpy", "use the tool that added it")
+    try:
+        config = from_dump(known.config)
+        config = DeviceConfig(DeviceOptions(vars(config.device) | {"id": dev_id}), config.target)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise state.damaged(dev_id, e) from e
+
+    def clear() -> None:
+        try:
+            device = inspect.status(dev_id)
+        except NoDeviceError:
+            return
+        if device.known is None:
+            raise BusyError(f"another device has the id {dev_id} now", "ublk list shows it")
+        if device.pid is None:
+            wait_noticed(dev_id)
+            device = inspect.status(dev_id)
+        if device.info.state != State.DEAD:
+            raise BusyError(
+                f"device {dev_id} is not stopped: it is {device.info.state.name}", device.advice or "ublk list shows it"
+            )
+        delete.delete(dev_id, known.cookie, force=True)
+
+    try:
+        add(config, on_ready, before=clear)
+    except BaseException:
+        if state.read(dev_id) is None:
+            state.write(known)
+        raise

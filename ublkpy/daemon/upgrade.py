@@ -1,0 +1,120 @@
+"""``ublk quiesce`` and ``ublk upgrade``: a device whose requests wait while it has no daemon, or another one.
+
+::
+
+    old daemon                     driver                       new daemon (of the installed version)
+    ──────────                     ──────                       ─────────────────────────────────────
+    answers what it has  ◀──────── QUIESCE_DEV: new requests wait
+    ends; keeps the state file
+                                   QUIESCED
+                                   START_USER_RECOVERY  ◀────── opens the target, starts its queues
+                                   END_USER_RECOVERY ─────────▶ serves what has waited
+
+No request fails, and none is sent twice: the old daemon has answered all that it was given.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ublkpy.config import from_dump
+from ublkpy.daemon import inspect, state
+from ublkpy.daemon.channel import ask
+from ublkpy.daemon.ctrl import Control
+from ublkpy.daemon.recover import recover
+from ublkpy.daemon.spawn import isolated
+from ublkpy.errors import BusyError, UblkError
+from ublkpy.uring.mode import names
+from ublkpy.uring.uapi import Feature, State
+
+log = logging.getLogger(__name__)
+
+_ANSWER = 5.0
+_DEADLINE = 60.0
+_ROUND = 1.0
+
+
+def quiesce(dev_id: int) -> None:
+    """Hold new requests up, have the daemon answer those that it has, and end. Raises UblkError.
+
+    ``recover`` goes on from there.
+    """
+    device = inspect.status(dev_id)
+    _check(device)
+    ask(dev_id, "keep", _ANSWER, on=True)
+    try:
+        isolated(f"device {dev_id} to be quiesced", lambda: _quiesce(dev_id), _DEADLINE)
+    except TimeoutError as e:
+        raise UblkError(
+            f"device {dev_id} is not quiesced after {_DEADLINE:g} s: its daemon holds requests and does not answer"
+            " them; new ones wait",
+            f"kill process {device.pid}, and then: ublk recover -n {dev_id}",
+        ) from e
+
+
+def upgrade(dev_id: int) -> float:
+    """Have a new daemon of the installed version serve the device; for how many seconds requests waited.
+
+    No request fails. Raises UblkError; once the device is quiesced, it then waits for ``recover``.
+    """
+    device = inspect.status(dev_id)
+    _check(device)
+    if Feature.USER_RECOVERY_FAIL_IO in device.info.flags:
+        raise UblkError(
+            f"device {dev_id} was added with recovery fail: without a daemon its requests would fail",
+            "end what uses it, and then: ublk quiesce and ublk recover; recovery queue or reissue can be upgraded",
+        )
+    _rehearse(device)
+    began = time.monotonic()
+    quiesce(dev_id)
+    recover(dev_id)
+    return time.monotonic() - began
+
+
+def _check(device: inspect.DeviceStatus) -> None:
+    dev_id = device.info.dev_id
+    if not device.known:
+        raise UblkError(f"device {dev_id} is served by another program", "use the tool that added it")
+    if device.info.state != State.LIVE or device.pid is None:
+        raise UblkError(f"device {dev_id} is {device.info.state.name}, and nobody serves it", device.advice)
+    if Feature.USER_RECOVERY not in device.info.flags:
+        raise UblkError(
+            f"device {dev_id} was added without recovery: it cannot be without a daemon", "add it with -r 1 or -i 1"
+        )
+    if Feature.QUIESCE not in inspect.features():
+        raise UblkError(
+            f"this kernel's ublk driver lacks {names(Feature.QUIESCE)}: it cannot hold requests up",
+            f"with recovery reissue, kill process {device.pid} and: ublk recover -n {dev_id}; requests that it has"
+            " are then sent again; Linux 6.16 or newer has it",
+        )
+    if Feature.BATCH_IO in device.info.flags:
+        raise UblkError(
+            f"device {dev_id} is in mode {device.known.mode}: the driver fails what comes while such a device is"
+            " quiesced",
+            f"end what uses it, and add it again without --mode; or kill process {device.pid} and: ublk recover",
+        )
+    if Feature.QUIESCE not in device.info.flags:
+        raise UblkError(f"device {dev_id} was added without {names(Feature.QUIESCE)}", "add it again with ublkpy")
+
+
+def _rehearse(device: inspect.DeviceStatus) -> None:
+    """See that this version understands the device and can open its target, before anything is done to it."""
+    assert device.known
+    try:
+        target = from_dump(device.known.config).target
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise state.damaged(device.info.dev_id, e) from e
+    try:
+        target.open()
+    except BusyError:
+        return  # by the daemon that there is
+    target.close()
+
+
+def _quiesce(dev_id: int) -> None:
+    """Again and again: with all tags busy the driver takes none back, and does not look again (uapi, QUIESCE_DEV)."""
+    with Control() as control:
+        while control.info(dev_id).state == State.LIVE:
+            control.quiesce(dev_id, _ROUND)
+            time.sleep(0.001)
