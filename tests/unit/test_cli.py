@@ -24,7 +24,8 @@ from ublkpy.errors import BusyError, NoDeviceError, UblkError
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 
-COMMANDS = ["add", "del", "list", "recover", "features", "check", "help"]
+COMMANDS = ["add", "del", "list", "recover", "upgrade", "stop", "start", "quiesce", "resize", "set-affinity"]
+COMMANDS += ["features", "check", "help"]
 
 no_driver = pytest.mark.skipif(CONTROL.exists(), reason=f"{CONTROL} exists: nothing to be said about its absence")
 
@@ -168,7 +169,17 @@ def test_unknown_target_lists_all(ublk: Run) -> None:
         (["del", "-a", "-n", "3"], "name the devices, or say -a for all of them"),
         (["del", "x"], "'x' is not a valid"),
         (["del", "--", "-1"], "-1"),
-        (["recover"], "Missing option '-n' / '--number'"),
+        (["recover"], "name the devices, or say -a for all of them (not both)"),
+        (["upgrade", "-a", "3"], "name the devices, or say -a for all of them (not both)"),
+        (["stop"], "Missing option '-n' / '--number'"),
+        (["stop", "-n", "1", "--safe", "--force"], "--safe and --force exclude each other"),
+        (["resize", "-n", "1"], "Missing argument 'SIZE'"),
+        (["resize", "-n", "1", "big"], "'big' is not a size such as 4096, 64k or 1G"),
+        (["resize", "-n", "1", "9E"], "too large"),
+        (["set-affinity", "-n", "1", "-q", "0"], "Missing option '--cpuset'"),
+        (["set-affinity", "-n", "1", "-q", "0", "--cpuset", ""], "'' is not a set of CPUs such as 0-3,5"),
+        (["set_affinity", "-n", "1", "-q", "0", "--cpuset", "1-"], "'1-' is not a set of CPUs such as 0-3,5"),
+        (["set-affinity", "-n", "1", "-q", "-1", "--cpuset", "1"], "'-q' / '--queue'"),
         (["list", "3"], "unexpected extra argument"),
         (["check"], "Missing option '-c' / '--config'"),
         (["help", "lst"], "No such command 'lst'. Did you mean 'list'?"),
@@ -183,7 +194,7 @@ def test_usage_error(ublk: Run, args: list[str], said: str) -> None:
     ("args", "message", "hint"),
     [
         (["list", "3"], "Got unexpected extra argument (3)", "list --help"),
-        (["recover"], "Missing option '-n' / '--number'", "recover --help"),
+        (["start"], "Missing option '-n' / '--number'", "start --help"),
         (["lst"], "No such command 'lst'. Did you mean 'list'?", "--help"),
         (["add", "-t", "null", "-d", "0"], "Invalid value for '-d' / '--depth': 0 is", "ublk help -t null"),
         (["add", "-t", "null", "-f", "x"], "No such option '-f'", "ublk help -t null"),
@@ -577,7 +588,7 @@ def complete(typed: str) -> tuple[list[str], str]:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("ublk re", ["recover"]),
+        ("ublk re", ["recover", "resize"]),
         ("ublk add -t ", ["loop", "null"]),
         ("ublk add -t l", ["loop"]),
         ("ublk help -t ", ["loop", "null"]),

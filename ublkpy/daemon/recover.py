@@ -77,6 +77,8 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
             f"device {dev_id} was added without recovery",
             f"add it with -r 1 to be able to recover it; now only: ublk del -n {dev_id}",
         )
+    if device.info.state == State.DEAD:
+        raise UblkError(f"device {dev_id} is stopped", f"start it: ublk start -n {dev_id}")
     return device.known
 
 

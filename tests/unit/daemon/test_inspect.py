@@ -66,13 +66,31 @@ def test_advice_for_a_device_that_works(known: DeviceState) -> None:
     [
         (State.QUIESCED, True, "ublk recover -n 3"),
         (State.FAIL_IO, True, "ublk recover -n 3"),
-        (State.DEAD, True, "ublk del -n 3"),
+        (State.DEAD, True, "ublk start -n 3"),
+        (State.DEAD, False, "ublk del -n 3"),
         (State.QUIESCED, False, "ublk del -n 3"),
     ],
 )
 def test_advice_for_a_device_without_daemon(known: DeviceState, state: State, ours: bool, advice: str) -> None:
     info = replace(INFO, state=state, ublksrv_pid=-1)
     assert DeviceStatus(info, "237:3", DISK, replace(known, pid=NO_PROCESS) if ours else None).advice == advice
+
+
+@pytest.mark.parametrize(
+    ("flags", "state", "waits"),
+    [
+        (Feature.USER_RECOVERY, State.QUIESCED, True),
+        (Feature.USER_RECOVERY, State.FAIL_IO, True),
+        (Feature.USER_RECOVERY, State.LIVE, True),
+        (Feature.USER_RECOVERY, State.DEAD, False),
+        (Feature(0), State.LIVE, False),
+    ],
+)
+def test_what_can_be_recovered(known: DeviceState, flags: Feature, state: State, waits: bool) -> None:
+    device = DeviceStatus(replace(INFO, state=state, flags=flags), "237:3", DISK, replace(known, pid=NO_PROCESS))
+    assert device.is_waiting == waits
+    assert not replace(device, known=None).is_waiting
+    assert not replace(device, known=known).is_waiting
 
 
 def test_affinity_of_a_thread_that_lives() -> None:
