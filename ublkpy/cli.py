@@ -234,21 +234,29 @@ for _opt in config.DeviceOptions.options.values():
 @click.argument("ids", type=DEVICE_ID, nargs=-1, shell_complete=complete_ids)
 @click.option("-n", "--number", "numbers", type=DEVICE_ID, multiple=True, help="device id; repeatable")
 @click.option("-a", "--all", "every", is_flag=True, help="all devices, those of other servers included")
+@click.option("--dead", is_flag=True, help="what crashes left: devices without a server, files without a device")
 @click.option("--force", is_flag=True, help="also if in use; kills a daemon that does not answer")
 @click.option("--async", "no_wait", is_flag=True, help="do not wait until the id is free")
-def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, force: bool, no_wait: bool) -> int:
+def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, dead: bool, force: bool, no_wait: bool) -> int:
     """Stop and delete devices."""
-    from ublkpy.daemon import ctrl, inspect
+    from ublkpy.daemon import ctrl, inspect, leftovers
     from ublkpy.daemon.delete import delete_each
 
-    if every == bool(ids or numbers):
-        raise click.UsageError("name the devices, or say -a for all of them (not both)")
-    if every:
+    if [every, dead, bool(ids or numbers)].count(True) != 1:
+        raise click.UsageError("name the devices, or say -a for all of them (not both), or --dead")
+    if every or dead:
         ctrl.require_driver()  # without it there is no device to ask for
+    if dead:
+        return _status_of(leftovers.clear())
     dev_ids = inspect.device_ids() if every else list(dict.fromkeys((*numbers, *ids)))
     errors = delete_each(dev_ids, force=force, wait=not no_wait)
     if every:  # others may delete, too, and then it is done
         errors = [e for e in errors if not isinstance(e, NoDeviceError)]
+    return _status_of(errors)
+
+
+def _status_of(errors: list[UblkError]) -> int:
+    """Show what failed; the exit code is that of the first."""
     for e in errors:
         show_error(e)
     return errors[0].exit_code if errors else ExitCode.OK
@@ -259,7 +267,7 @@ def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, force: b
 @json_option
 def list_(dev_id: int | None, as_json: bool) -> None:
     """Show the devices."""
-    from ublkpy.daemon import inspect
+    from ublkpy.daemon import inspect, leftovers
 
     if dev_id is not None:
         device = inspect.status(dev_id)
@@ -273,6 +281,8 @@ def list_(dev_id: int | None, as_json: bool) -> None:
         click.echo(render.devices(found))
     else:
         click.echo("no ublk devices; one comes with: ublk add -t null", err=True)
+    if stale := leftovers.stale_files():
+        log.warning("left by devices that are gone: %s; ublk del --dead removes it", ", ".join(map(str, stale)))
 
 
 @cli.command()
@@ -365,14 +375,13 @@ def _for_each(
     if every:
         ctrl.require_driver()  # without it there is no device to ask for
     dev_ids = every() if every else list(dict.fromkeys((*numbers, *ids)))
-    status: int = ExitCode.OK
+    errors = []
     for dev_id in dev_ids:
         try:
             action(Device(dev_id))
         except UblkError as e:
-            show_error(e)
-            status = status or e.exit_code
-    return status
+            errors.append(e)
+    return _status_of(errors)
 
 
 def _say(text: str) -> None:

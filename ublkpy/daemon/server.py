@@ -233,7 +233,9 @@ class Server:
             self._check_workers()
         self._check_workers()
         self._close()
-        if not self._kept and not self._is_quiesced(info):
+        if self._kept or self._is_quiesced(info):
+            self._save(kept=True)
+        else:
             state.remove(info.dev_id, self._plan.cookie)
         self._wait_helper()
         _log.info("/dev/ublkb%d has ended", info.dev_id)

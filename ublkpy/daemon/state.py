@@ -43,7 +43,8 @@ class DeviceState:
     ``cookie`` also stands in the driver's ``ublksrv_flags``: a device with another value is not the one
     that this file is about. ``start_time`` (clock ticks since boot) tells a process from a later one with
     the same pid. ``queues`` lists the threads of each queue in turn. ``target`` is what the target says of itself
-    for ``list``, ``shmem`` the numbers of the buffers that clients share.
+    for ``list``, ``shmem`` the numbers of the buffers that clients share. ``kept``: the daemon has ended, and somebody
+    means to go on with the device.
     """
 
     dev_id: int
@@ -56,6 +57,7 @@ class DeviceState:
     target: dict[str, Any]
     backing: str
     shmem: list[int] = field(default_factory=list)
+    kept: bool = False
 
     def alive(self) -> bool:
         """Whether the daemon that wrote this is still running."""
