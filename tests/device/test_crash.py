@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from ublkpy.uring.queue import Memory, Queue
 from ublkpy.uring.uapi import State
 
 from . import disk, program
-from .devices import MIB, Devices, configure, until
+from .devices import Devices, configure, until
 
 # What the daemon has just done when it dies: in this module or class, this function.
 STEPS: dict[str, tuple[Any, str]] = {
@@ -56,25 +55,23 @@ def dying_after(step: str, *, with_command: bool) -> Callable[[], None]:
     return prepare
 
 
-def check_machine(devices: Devices, scratch: Path) -> None:
+def check_machine(devices: Devices) -> None:
     """It can add a device, with the same id, and serve it."""
-    data = disk.pattern(MIB)
-    again = devices.loop(disk.image(scratch / "again", MIB, data), id=0, queues=2)
-    assert disk.read(again.node, 0, MIB) == data
+    assert len(disk.read(devices.null(id=0).node, 0, 4096)) == 4096
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_the_command_cleans_up(devices: Devices, scratch: Path, step: str) -> None:
+def test_the_command_cleans_up(devices: Devices, step: str) -> None:
     done = program.ublk("add", "-t", "null", "-q", "2", prepare=dying_after(step, with_command=False))
     assert (done.status, done.out) == (ExitCode.FAILED, "")
     assert "the daemon died while it set the device up" in done.err
     assert inspect.device_ids() == []
     assert not list(state.RUN_DIR.glob("0.*"))
-    check_machine(devices, scratch)
+    check_machine(devices)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_what_is_left_of_both_is_removed(devices: Devices, scratch: Path, step: str) -> None:
+def test_what_is_left_of_both_is_removed(devices: Devices, step: str) -> None:
     done = program.ublk("add", "-t", "null", "-q", "2", prepare=dying_after(step, with_command=True))
     assert (done.status, done.out) == (-signal.SIGKILL, "")
     until(lambda: inspect.status(0).info.state is State.DEAD, "the driver has noticed", 60)
@@ -84,7 +81,7 @@ def test_what_is_left_of_both_is_removed(devices: Devices, scratch: Path, step: 
     assert "deleted device 0" in removed.err
     assert inspect.device_ids() == []
     assert not list(state.RUN_DIR.glob("0.*"))
-    check_machine(devices, scratch)
+    check_machine(devices)
 
 
 def test_what_is_not_dead_stays(devices: Devices) -> None:
