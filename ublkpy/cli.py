@@ -154,7 +154,6 @@ def add(
     **values: Any,
 ) -> int:
     """Add a device and print its node, /dev/ublkbN, once it can be used."""
-    from ublkpy.daemon.add import add as add_device
     from ublkpy.daemon.add import add_in_foreground
 
     said = config.Draft(target_type=ctx.meta[TARGET] if target_type else None)
@@ -166,6 +165,10 @@ def add(
     described = ctx.meta.get(FILE) or config.Draft()
     _mode_as_ublksrv(said, described.device.get("mode", "auto"), zerocopy, usercopy, need_get_data, batch)
     wanted = config.build(said, described)
+    if foreground and wanted.device.supervise:
+        raise ConfigError(
+            "--foreground excludes supervise: who started the command sees it end", "leave one of the two out"
+        )
     if foreground:
         return add_in_foreground(wanted, lambda dev_id: _show_added(dev_id, as_json))
 
@@ -175,7 +178,7 @@ def add(
             signal.signal(number, signal.SIG_IGN)
         _show_added(dev_id, as_json)
 
-    add_device(wanted, show)
+    Device.add(wanted, show)
     return ExitCode.OK
 
 

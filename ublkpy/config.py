@@ -56,6 +56,7 @@ class DeviceOptions(Configurable):
         help="when the daemon dies: none removes the device; queue holds new requests for ublk recover; reissue"
         " also sends those in flight again; fail answers with errors until then",
     )
+    supervise: bool = option(False, help="have a process bring the device back when its daemon dies; needs recovery")
     shmem_zc: bool = option(False, help="serve requests in memory that clients share, without a copy: docs/shmem.md")
     htlb: Path | None = option(None, help="share this hugetlbfs file from the start; needs shmem_zc")
     rdonly_shmem_buf: bool = option(
@@ -133,6 +134,12 @@ def _check(device: DeviceOptions, target: Target) -> None:
             f" not {device.depth}",
             "lower threads_per_queue, or raise the depth",
             ["threads_per_queue", "depth"],
+        )
+    if device.supervise and device.recovery == "none":
+        raise ConfigError(
+            "supervise: without recovery there is nothing left of a device whose daemon died",
+            "choose a recovery, too: queue, reissue or fail",
+            ["supervise", "recovery"],
         )
     mode.check_depth(device.mode, device.depth)
     if target.has_metadata:

@@ -44,7 +44,9 @@ class Device:
         from ublkpy.daemon.add import add
 
         config = what if isinstance(what, DeviceConfig) else build(Draft(), read_yaml(Path(what)))
-        return cls(add(config, on_ready))
+        device = cls(add(config, on_ready))
+        device._supervise(config)
+        return device
 
     @classmethod
     def all(cls) -> list[Device]:
@@ -91,13 +93,13 @@ class Device:
         """Serve it again after ``stop``, or after its daemon died without recovery."""
         from ublkpy.daemon.stop import start
 
-        start(self.dev_id)
+        self._supervise(start(self.dev_id))
 
     def recover(self) -> None:
         """Start a new daemon for it, after the old one died or it was quiesced."""
         from ublkpy.daemon.recover import recover
 
-        recover(self.dev_id)
+        self._supervise(recover(self.dev_id))
 
     def quiesce(self) -> None:
         """Have requests wait, and the daemon end, until ``recover``."""
@@ -122,3 +124,9 @@ class Device:
         from ublkpy.daemon.affinity import set_affinity
 
         set_affinity(self.dev_id, q_id, cpus)
+
+    def _supervise(self, config: DeviceConfig) -> None:
+        if config.device.supervise:
+            from ublkpy.daemon.supervise import supervise
+
+            supervise(self.dev_id)

@@ -665,7 +665,9 @@ def test_other_errors_of_the_system_are_bugs(ublk: Run, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("path", ["/dev/full", "pipe"])
 def test_recover_is_done_whoever_hears_of_it(path: str) -> None:
     code = (
-        "from ublkpy import cli; from ublkpy.daemon import recover; recover.recover = lambda dev_id: None; cli.main()"
+        "from ublkpy import cli, config; from ublkpy.daemon import recover\n"
+        "recover.recover = lambda dev_id: config.build(config.Draft(target_type='null'))\n"
+        "cli.main()"
     )
     read_end, write_end = os.pipe()
     os.close(read_end)

@@ -66,6 +66,7 @@ def test_defaults_of_a_device() -> None:
         "io_desc_size": 24,
         "mode": "auto",
         "recovery": "none",
+        "supervise": False,
         "shmem_zc": False,
         "rdonly_shmem_buf": False,
     }
@@ -149,7 +150,7 @@ def test_unknown_key(write: Write) -> None:
 def test_unknown_key_that_is_like_no_other_lists_them_all(write: Write) -> None:
     assert mistakes(write("zzz: 1\ntarget: {type: null}"))[0] == (
         "1: zzz: unknown key; known here: id, queues, depth, threads_per_queue, max_io_buf_bytes, io_desc_size, mode,"
-        " recovery, shmem_zc, htlb, rdonly_shmem_buf, log, target"
+        " recovery, supervise, shmem_zc, htlb, rdonly_shmem_buf, log, target"
     )
 
 
@@ -559,6 +560,7 @@ def test_batches_of_one() -> None:
         ({"depth": 4}, "queues: 2\nthreads_per_queue: 9\ntarget: {type: null}", "2: threads_per_queue: 9 threads"),
         ({}, "depth: 4\nthreads_per_queue: 9\ntarget: {type: null}", "2: threads_per_queue: 9 threads"),
         ({}, "depth: 1\nmode: batch+copy\ntarget: {type: null}", "2: mode: mode batch"),
+        ({}, "supervise: true\ntarget: {type: null}", "1: supervise: supervise: without recovery"),
         ({}, "htlb: /huge\ntarget: {type: null}", "1: htlb: htlb is about"),
         ({}, "target: {type: null}\nrecovery: fail\nshmem_zc: true\nmode: copy", "4: mode: shmem_zc with recovery"),
         ({}, "mode: auto-buf\ntarget: {type: null, metadata_size: 8}", "1: mode: mode auto-buf cannot move metadata"),

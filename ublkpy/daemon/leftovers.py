@@ -35,7 +35,7 @@ def stale_files() -> list[Path]:
     """State files and sockets of devices that are gone."""
     found = []
     for path in sorted(state.RUN_DIR.glob("*")):
-        match = re.fullmatch(r"(\d+)\.(json|json\.new|sock)", path.name)
+        match = re.fullmatch(r"(\d+)\.(json|json\.new|sock|watch)", path.name)
         if match and not _belongs(int(match[1])):
             found.append(path)
     return found

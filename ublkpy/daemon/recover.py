@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from ublkpy.config import from_dump
+from ublkpy.config import DeviceConfig, from_dump
 from ublkpy.daemon import inspect, state
 from ublkpy.daemon.add import run_daemon, start_daemon
 from ublkpy.daemon.ctrl import Control
@@ -31,8 +31,8 @@ _DYING = 1.0
 _LOOK = 0.005
 
 
-def recover(dev_id: int) -> None:
-    """Serve the device again from a new daemon, with the target that its state file describes.
+def recover(dev_id: int) -> DeviceConfig:
+    """Serve the device again from a new daemon, with the target that its state file describes; returns that.
 
     The device must have been added with recovery. Raises UblkError; the device then waits on.
     """
@@ -57,6 +57,7 @@ def recover(dev_id: int) -> None:
         start_daemon(lambda ready: run_daemon(plan, ready, begin), new=False)
     finally:
         config.target.close()
+    return config
 
 
 def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:

@@ -120,7 +120,7 @@ def remove(dev_id: int, cookie: int | None = None) -> None:
             state = read(dev_id)
             if state and state.cookie != cookie:
                 return
-    for path in (_path(dev_id), _unfinished(dev_id), channel_path(dev_id), socket_path(dev_id)):
+    for path in (_path(dev_id), _unfinished(dev_id), channel_path(dev_id), watch_path(dev_id), socket_path(dev_id)):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
 
@@ -128,6 +128,11 @@ def remove(dev_id: int, cookie: int | None = None) -> None:
 def channel_path(dev_id: int) -> Path:
     """Where the device's daemon hears orders."""
     return RUN_DIR / f"{dev_id}.sock"
+
+
+def watch_path(dev_id: int) -> Path:
+    """What the process that supervises the device holds locked."""
+    return RUN_DIR / f"{dev_id}.watch"
 
 
 def process_start_time(pid: int) -> int | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 
 from ublkpy.config import DeviceConfig, DeviceOptions, from_dump
 from ublkpy.daemon import delete, inspect, state
@@ -38,8 +37,8 @@ def stop(dev_id: int, *, safe: bool = False, force: bool = False) -> None:
         raise
 
 
-def start(dev_id: int, on_ready: Callable[[int], None] = lambda dev_id: None) -> None:
-    """Serve a device again that was stopped, or whose daemon died, as it was added. Raises UblkError.
+def start(dev_id: int) -> DeviceConfig:
+    """Serve a device again that was stopped, or whose daemon died, as it was added; returns that. Raises UblkError.
 
     It is deleted and added anew: only since Linux 7.3 could the old one be used again. What fails leaves the state
     file behind, so that it can be tried once more.
@@ -71,8 +70,9 @@ def start(dev_id: int, on_ready: Callable[[int], None] = lambda dev_id: None) ->
         delete.delete(dev_id, known.cookie, force=True)
 
     try:
-        add(config, on_ready, before=clear)
+        add(config, before=clear)
     except BaseException:
         if state.read(dev_id) is None:
             state.write(known)
         raise
+    return config
