@@ -412,8 +412,8 @@ def check(file: Path) -> None:
     """Validate a YAML file and its target, without the driver."""
     from ublkpy.tgt.options import format_size
 
-    target = config.build(config.Draft(), config.read_yaml(file)).target
-    geometry = target.open()
+    described = config.build(config.Draft(), config.read_yaml(file))
+    target, geometry = described.target, described.open()
     target.close()
     backing = f" on {target.backing()}" if target.backing() else ""
     click.echo(f"{file}: {target.name}{backing}, {format_size(geometry.size)}: good")

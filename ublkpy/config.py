@@ -19,8 +19,10 @@ import yaml
 
 from ublkpy import tgt
 from ublkpy.errors import ConfigError
-from ublkpy.tgt.base import Target
-from ublkpy.tgt.options import PATH, Configurable, Option, Size, option
+from ublkpy.tgt.base import Geometry, Target
+from ublkpy.tgt.disk import DiskOptions
+from ublkpy.tgt.limits import settle
+from ublkpy.tgt.options import PATH, Option, Size, option
 from ublkpy.uring import mode
 from ublkpy.uring.uapi import IO_DESC_SIZE, MAX_QUEUE_DEPTH
 
@@ -28,7 +30,7 @@ ModeName = Literal["auto", mode.Name]
 Recovery = Literal["none", "queue", "reissue", "fail"]
 
 
-class DeviceOptions(Configurable):
+class DeviceOptions(DiskOptions):
     """What can be said about any device, whatever its target. Sizes in bytes."""
 
     id: int = option(-1, "-n", "--number", help="device id; -1: the lowest free one", minimum=-1, maximum=2**20 - 1)
@@ -76,6 +78,16 @@ class DeviceConfig:
 
     def __post_init__(self) -> None:
         _check(self.device, self.target)
+        self.target.disk = self.device
+
+    def open(self) -> Geometry:
+        """Open the target: what the device looks like. Raises UblkError, and leaves nothing open then."""
+        found = self.target.open()
+        try:
+            return settle(self.device, found)
+        except BaseException:
+            self.target.close()
+            raise
 
     def dump(self) -> dict[str, Any]:
         """The configuration as plain values, for the state file; ``from_dump`` takes it back."""
@@ -255,6 +267,8 @@ class _Reader:
                 known = [*options, *extra]
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+                if prefix and name in DeviceOptions.options:
+                    hint = "it belongs to the device: write it beside target, not into it"
                 self._mistake(key_node, f"{prefix}{name}", f"unknown key; {hint}")
                 continue
             opt = options[name]

@@ -248,6 +248,9 @@ def test_extra_recovery_switches_are_named(ublk: Run) -> None:
         (["-u", "1"], {}),
         (["--uring_comp", "0"], {}),
         (["--log", "/tmp/x.log"], {"log": Path("/tmp/x.log")}),
+        (["--ro"], {"read_only": True}),
+        (["--read-only"], {"read_only": True}),
+        (["--read_only"], {"read_only": True}),
     ],
     ids=words,
 )
@@ -293,7 +296,7 @@ def test_batches_do_not_go_with_get_data_of_a_file(ublk: Run, added: list[Device
 @pytest.mark.parametrize(
     ("args", "values"),
     [
-        (["-f", "/a"], {"file": Path("/a"), "offset": 0, "size": None, "direct": None, "read_only": False}),
+        (["-f", "/a"], {"file": Path("/a"), "offset": 0, "size": None, "direct": None}),
         (["--file=/a"], {"file": Path("/a")}),
         (["-ftest.img"], {"file": Path("/test.img")}),
         (["-fc.yaml"], {"file": Path("/c.yaml")}),
@@ -305,9 +308,6 @@ def test_batches_do_not_go_with_get_data_of_a_file(ublk: Run, added: list[Device
         (["-f", "/a", "--buffered_io"], {"direct": False}),
         (["-f", "/a", "--buffered-io"], {"direct": False}),
         (["-f", "/a", "--direct"], {"direct": True}),
-        (["-f", "/a", "--ro"], {"read_only": True}),
-        (["-f", "/a", "--read-only"], {"read_only": True}),
-        (["-f", "/a", "--read_only"], {"read_only": True}),
     ],
     ids=words,
 )
@@ -693,7 +693,12 @@ def test_closed_pipe_is_no_traceback() -> None:
 def test_start_is_quick_because_nothing_is_imported_in_vain() -> None:
     code = "import sys, ublkpy.cli; print(sorted(m for m in sys.modules if m.startswith('ublkpy.tgt.')))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(shown.stdout.replace("'", '"')) == ["ublkpy.tgt.base", "ublkpy.tgt.options"]
+    assert json.loads(shown.stdout.replace("'", '"')) == [
+        "ublkpy.tgt.base",
+        "ublkpy.tgt.disk",
+        "ublkpy.tgt.limits",
+        "ublkpy.tgt.options",
+    ]
 
 
 # -- streams -------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def test_defaults_of_a_device() -> None:
         "supervise": False,
         "shmem_zc": False,
         "rdonly_shmem_buf": False,
+        "read_only": False,
     }
 
 
@@ -149,8 +150,7 @@ def test_unknown_key(write: Write) -> None:
 
 def test_unknown_key_that_is_like_no_other_lists_them_all(write: Write) -> None:
     assert mistakes(write("zzz: 1\ntarget: {type: null}"))[0] == (
-        "1: zzz: unknown key; known here: id, queues, depth, threads_per_queue, max_io_buf_bytes, io_desc_size, mode,"
-        " recovery, supervise, shmem_zc, htlb, rdonly_shmem_buf, log, target"
+        f"1: zzz: unknown key; known here: {', '.join(DeviceOptions.options)}, target"
     )
 
 
@@ -159,6 +159,12 @@ def test_unknown_key_of_a_target(write: Write) -> None:
         "3: target.sise: unknown key; did you mean size?",
         "      sise: 1G",
     ]
+
+
+def test_key_of_the_device_in_the_target(write: Write) -> None:
+    assert mistakes(write("target:\n  type: null\n  read_only: true\n"))[0] == (
+        "3: target.read_only: unknown key; it belongs to the device: write it beside target, not into it"
+    )
 
 
 def test_mistyped_target_key(write: Write) -> None:
@@ -504,6 +510,7 @@ _DEVICES = st.builds(
     max_io_buf_bytes=st.integers(1, 8192).map(lambda n: n * 4096),
     recovery=st.sampled_from(["none", "queue", "reissue", "fail"]),
     log=st.none() | st.just(Path("/var/log/x")),
+    read_only=st.booleans(),
 )
 _NULLS = st.builds(lambda **values: NullTarget(values), size=_SIZE)
 _LOOPS = st.builds(
@@ -512,7 +519,6 @@ _LOOPS = st.builds(
     offset=_SIZE,
     size=st.none() | _SIZE,
     direct=st.none() | st.booleans(),
-    read_only=st.booleans(),
 )
 
 
@@ -529,7 +535,8 @@ def test_offset_is_dumped_in_bytes_and_one_in_text_is_taken_back() -> None:
 def test_dump_round_trip(config: DeviceConfig) -> None:
     again = from_dump(config.dump())
     assert vars(again.device) == vars(config.device)
-    assert vars(again.target) == vars(config.target)
+    assert vars(again.target) | {"disk": None} == vars(config.target) | {"disk": None}
+    assert again.target.disk is again.device
     assert again.dump() == config.dump()
 
 

@@ -134,7 +134,7 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
 
 
 def _plan(config: DeviceConfig) -> Plan:
-    return Plan(config, config.target.open(), _COOKIE_MARK | secrets.randbits(32))
+    return Plan(config, config.open(), _COOKIE_MARK | secrets.randbits(32))
 
 
 def _sweep(cookie: int) -> None:

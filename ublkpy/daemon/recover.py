@@ -43,7 +43,7 @@ def recover(dev_id: int) -> DeviceConfig:
         config, mode = from_dump(known.config), MODES[known.mode]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
-    geometry = _when_released(dev_id, config.target.open)
+    geometry = _when_released(dev_id, config.open)
 
     def begin(server: Server) -> DevInfo:
         # Here, not before the fork: it waits for a mutex where no signal reaches it.

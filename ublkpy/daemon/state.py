@@ -20,7 +20,7 @@ from ublkpy.errors import UblkError
 from ublkpy.shmem import socket_path
 
 RUN_DIR = Path("/run/ublkpy")
-VERSION = 1
+VERSION = 2
 
 _PF_EXITING = 0x4  # include/linux/sched.h
 _SIGKILL = 1 << (signal.SIGKILL - 1)

@@ -102,14 +102,14 @@ def _rehearse(device: inspect.DeviceStatus) -> None:
     """See that this version understands the device and can open its target, before anything is done to it."""
     assert device.known
     try:
-        target = from_dump(device.known.config).target
+        config = from_dump(device.known.config)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(device.info.dev_id, e) from e
     try:
-        target.open()
+        config.open()
     except BusyError:
         return  # by the daemon that there is
-    target.close()
+    config.target.close()
 
 
 def _quiesce(dev_id: int) -> None:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ublkpy.errors import UblkError
+from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.options import Configurable
 from ublkpy.uring.integrity import Integrity
 from ublkpy.uring.map import Map
@@ -67,6 +68,8 @@ class Target(Configurable, ABC):
     name: ClassVar[str]
     moves_data: ClassVar[bool] = True
     """Whether the data of a READ or WRITE matters to it; else it need not be copied."""
+    disk: DiskOptions = DiskOptions()
+    """What was said of the disk, known before ``open``."""
 
     @property
     def has_metadata(self) -> bool:

@@ -34,12 +34,11 @@ class LoopTarget(IntegrityTarget):
         help="O_DIRECT or an error; default: O_DIRECT where the file allows it",
         off_flags=("--buffered_io", "--buffered-io"),
     )
-    read_only: bool = option(False, "--ro", help="refuse writes; the file is opened read-only")
     metadata: Path | None = option(None, help="file or block device that keeps the metadata")
 
     def open(self) -> Geometry:
         self._metadata: Backing | None = None
-        self._backing = Backing(self.file, read_only=self.read_only, direct=self.direct)
+        self._backing = Backing(self.file, read_only=self.disk.read_only, direct=self.direct)
         try:
             self._geometry = self._measure()
             return self._geometry
@@ -92,16 +91,14 @@ class LoopTarget(IntegrityTarget):
         self._check_blocks(block, size)
         integrity = self._open_metadata(block, size)
         # What is discarded keeps its checksums, which would then be wrong; written zeroes get theirs.
-        granularity = 0 if self.read_only or integrity else limits.discard_granularity
+        granularity = 0 if integrity else limits.discard_granularity
         return Geometry(
             size=size,
             logical_block=block,
             physical_block=max(limits.physical_block, block),
             io_min=max(limits.io_min, block),
             io_opt=max(limits.io_opt, block),
-            read_only=self.read_only,
             rotational=limits.rotational,
-            write_cache=not self.read_only,
             discard_granularity=granularity,
             max_discard_bytes=limits.max_discard_bytes,
             max_write_zeroes_bytes=limits.max_write_zeroes_bytes,
@@ -117,7 +114,7 @@ class LoopTarget(IntegrityTarget):
                 f"metadata {self.metadata}: no size of the metadata given", "say how many bytes, with --metadata_size"
             )
         if self.metadata and integrity:
-            self._metadata = open_metadata(self.metadata, self.file, size, integrity, read_only=self.read_only)
+            self._metadata = open_metadata(self.metadata, self.file, size, integrity, read_only=self.disk.read_only)
         return integrity
 
     def _size(self) -> int:

@@ -56,7 +56,7 @@ def test_file_is_for_its_owner_only(path: Path) -> None:
 
 def test_file_is_versioned_json(path: Path) -> None:
     state.write(STATE)
-    assert json.loads(path.read_text()) == {"version": 1, **asdict(STATE)}
+    assert json.loads(path.read_text()) == {"version": 2, **asdict(STATE)}
 
 
 def test_write_replaces_and_leaves_nothing_else(path: Path) -> None:
@@ -99,7 +99,7 @@ def test_no_file(run_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "5", '"x"', "null", "{}", '{"version": 1}', '{"version": 1, "queues": 5}', "\x00" * 100],
+    ["", "{", "[]", "5", '"x"', "null", "{}", '{"version": 2}', '{"version": 2, "queues": 5}', "\x00" * 100],
     ids=["empty", "half", "list", "number", "text", "null", "no version", "no keys", "queues", "zeros"],
 )
 def test_damaged_file(path: Path, text: str) -> None:
@@ -118,12 +118,12 @@ def test_file_that_is_no_text(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"extra": 1}, {"queues": [{"q_id": 0}]}, {"queues": [5]}])
 def test_file_with_other_keys(path: Path, change: dict[str, object]) -> None:
-    path.write_text(json.dumps({"version": 1, **asdict(STATE), **change}))
+    path.write_text(json.dumps({"version": 2, **asdict(STATE), **change}))
     with pytest.raises(UblkError, match="is damaged"):
         state.read(5)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_file_of_another_version(path: Path, version: object) -> None:
     path.write_text(json.dumps({**asdict(STATE), "version": version}))
     with pytest.raises(UblkError) as caught:

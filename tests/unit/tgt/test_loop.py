@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.errors import BusyError, ExitCode, UblkError
 from ublkpy.tgt import backing
 from ublkpy.tgt.base import Geometry
+from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.options import exact_size
 from ublkpy.uring.map import File, Routing
@@ -99,8 +101,9 @@ def mapped(target: LoopTarget, geometry: Geometry) -> Mapped:
 @contextmanager
 def served(**values: object) -> Iterator[tuple[LoopTarget, Geometry]]:
     """An open target and what it says of itself."""
-    target = LoopTarget(values)
-    geometry = target.open()
+    disk = {name: value for name, value in values.items() if name in DiskOptions.options}
+    target = LoopTarget({name: value for name, value in values.items() if name not in disk})
+    geometry = DeviceConfig(DeviceOptions(disk), target).open()
     try:
         yield target, geometry
     finally:
