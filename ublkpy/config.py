@@ -19,9 +19,9 @@ import yaml
 
 from ublkpy import tgt
 from ublkpy.errors import ConfigError
+from ublkpy.tgt import limits
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.disk import DiskOptions
-from ublkpy.tgt.limits import settle
 from ublkpy.tgt.options import PATH, Option, Size, option
 from ublkpy.uring import mode
 from ublkpy.uring.uapi import IO_DESC_SIZE, MAX_QUEUE_DEPTH
@@ -84,7 +84,7 @@ class DeviceConfig:
         """Open the target: what the device looks like. Raises UblkError, and leaves nothing open then."""
         found = self.target.open()
         try:
-            return settle(self.device, found)
+            return limits.settle(self.device, found)
         except BaseException:
             self.target.close()
             raise
@@ -134,6 +134,7 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
 
 def _check(device: DeviceOptions, target: Target) -> None:
     """ConfigError for options that do not go together."""
+    limits.check(device, getattr(target, "size", None))
     if device.shmem_zc:
         mode.check_sharing(device.mode, device.recovery != "none")
     else:

@@ -251,6 +251,12 @@ def test_extra_recovery_switches_are_named(ublk: Run) -> None:
         (["--ro"], {"read_only": True}),
         (["--read-only"], {"read_only": True}),
         (["--read_only"], {"read_only": True}),
+        (["--no-write-cache"], {"write_cache": False}),
+        (["--write_cache"], {"write_cache": True}),
+        (["--rotational"], {"rotational": True}),
+        (["--no_rotational"], {"rotational": False}),
+        (["--logical_block_size", "4096", "--io-opt", "1M"], {"logical_block_size": 4096, "io_opt": 1 << 20}),
+        (["--max-discard-bytes", "0"], {"max_discard_bytes": 0}),
     ],
     ids=words,
 )

@@ -511,6 +511,9 @@ _DEVICES = st.builds(
     recovery=st.sampled_from(["none", "queue", "reissue", "fail"]),
     log=st.none() | st.just(Path("/var/log/x")),
     read_only=st.booleans(),
+    write_cache=st.none() | st.just(False),
+    rotational=st.none() | st.booleans(),
+    physical_block_size=st.none() | st.integers(9, 28).map(lambda shift: 1 << shift),
 )
 _NULLS = st.builds(lambda **values: NullTarget(values), size=_SIZE)
 _LOOPS = st.builds(
@@ -555,6 +558,26 @@ def test_what_is_only_about_shared_memory(name: str) -> None:
         build(Draft(device={name: Path("/huge")}, target_type="null"))
 
 
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("logical_block_size: 3000", "'3000' is not a power of two"),
+        ("logical_block_size: 8k", "8k is out of range: 512 to 4096"),
+        ("logical_block_size: 256", "'256' is out of range: 512 to 4096"),
+        ("physical_block_size: 512M", "512M is out of range: 512 to 268435456"),
+        ("io_min: 0", "'0' is out of range: 512 to 268435456"),
+        ("io_opt: 1.5M", "1.5M is not a power of two"),
+        ("discard_granularity: 0", "'0' is out of range: 512 to 268435456"),
+        ("max_discard_bytes: 1000", "'1000' is not a multiple of 512"),
+        ("max_write_zeroes_bytes: -1", "'-1' is not a size such as 4096, 64k or 1G"),
+        ("write_cache: auto", "'auto' is neither true nor false"),
+        ("rotational: 7200", "'7200' is neither true nor false"),
+    ],
+)
+def test_property_of_the_disk_that_no_disk_has(write: Write, line: str, what: str) -> None:
+    assert mistakes(write(f"{line}\ntarget: {{type: null}}"))[0] == f"1: {line.partition(':')[0]}: {what}"
+
+
 def test_batches_of_one() -> None:
     with pytest.raises(ConfigError, match=r"mode batch\+copy needs a depth of 2 or more"):
         build(Draft(device={"mode": "batch+copy", "depth": 1}, target_type="null"))
@@ -573,6 +596,15 @@ def test_batches_of_one() -> None:
         ({}, "mode: auto-buf\ntarget: {type: null, metadata_size: 8}", "1: mode: mode auto-buf cannot move metadata"),
         ({"mode": "copy"}, "target:\n  type: null\n  metadata_size: 8", "3: target.metadata_size: mode copy cannot"),
         ({}, "shmem_zc: true\ntarget: {type: null, metadata_size: 8}", "1: shmem_zc: memory shared by clients does"),
+        ({}, "io_min: 1k\nio_opt: 512\ntarget: {type: null}", "2: io_opt: io_opt 512 is less than io_min 1024"),
+        ({"io_opt": 512}, "io_min: 1k\ntarget: {type: null}", "1: io_min: io_opt 512 is less than io_min 1024"),
+        ({}, "read_only: yes\nwrite_cache: on\ntarget: {type: null}", "2: write_cache: write_cache: nothing"),
+        ({}, "max_discard_bytes: 4k\nread_only: yes\ntarget: {type: null}", "1: max_discard_bytes: max_discard"),
+        (
+            {"logical_block_size": 4096},
+            "target:\n  type: null\n  size: 1001s",
+            "3: target.size: the size 500.5K is not a multiple of logical_block_size 4096",
+        ),
     ],
 )
 def test_what_a_file_and_the_command_line_contradict_each_other_in(

@@ -63,15 +63,17 @@ class Backing:
     """An open backing. Owns its file descriptor until ``close``.
 
     ``direct`` asks for O_DIRECT (True), forbids it (False), or takes it where the file system has it (None);
-    afterwards the attribute says which it became. Raises UblkError.
+    afterwards the attribute says which it became. With ``durable``, a write is done when it is durable (O_DSYNC).
+    Raises UblkError.
     """
 
-    def __init__(self, path: Path, *, read_only: bool, direct: bool | None) -> None:
+    def __init__(self, path: Path, *, read_only: bool, direct: bool | None, durable: bool = False) -> None:
         self.path = path
         self.read_only = read_only
         self.is_block_device = stat.S_ISBLK(self._stat().st_mode)
         self.fd = -1
         flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+        flags |= os.O_DSYNC if durable else 0
         # As mkfs does: refuses a device that is mounted or part of another.
         if self.is_block_device and not read_only:
             flags |= os.O_EXCL

@@ -71,6 +71,10 @@ class Target(Configurable, ABC):
     disk: DiskOptions = DiskOptions()
     """What was said of the disk, known before ``open``."""
 
+    def block_size(self, own: int) -> int:
+        """The logical block of a disk whose backing takes blocks of ``own`` bytes."""
+        return max(own, self.disk.logical_block_size or own)
+
     @property
     def has_metadata(self) -> bool:
         """Whether the options ask for metadata with each block."""

@@ -67,7 +67,9 @@ class IntegrityTarget(Target):
         )
 
 
-def open_metadata(path: Path, data: Path, size: int, integrity: Integrity, *, read_only: bool) -> Backing:
+def open_metadata(
+    path: Path, data: Path, size: int, integrity: Integrity, *, read_only: bool, durable: bool
+) -> Backing:
     """The file with the metadata of ``size`` bytes in ``data``. Raises UblkError.
 
     Through the page cache: the metadata of a block is smaller than a block.
@@ -79,7 +81,7 @@ def open_metadata(path: Path, data: Path, size: int, integrity: Integrity, *, re
         raise UblkError(f"metadata file {path} does not exist", make)
     if data.samefile(path):
         raise ConfigError(f"{path} cannot be the file and its own metadata", "name another file for metadata")
-    backing = Backing(path, read_only=read_only, direct=False)
+    backing = Backing(path, read_only=read_only, direct=False, durable=durable)
     try:
         if backing.end < needed:
             raise UblkError(

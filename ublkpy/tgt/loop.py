@@ -38,7 +38,9 @@ class LoopTarget(IntegrityTarget):
 
     def open(self) -> Geometry:
         self._metadata: Backing | None = None
-        self._backing = Backing(self.file, read_only=self.disk.read_only, direct=self.direct)
+        # Without a write cache nobody asks for a flush.
+        self._durable = self.disk.write_cache is False
+        self._backing = Backing(self.file, read_only=self.disk.read_only, direct=self.direct, durable=self._durable)
         try:
             self._geometry = self._measure()
             return self._geometry
@@ -95,18 +97,20 @@ class LoopTarget(IntegrityTarget):
         return Geometry(
             size=size,
             logical_block=block,
-            physical_block=max(limits.physical_block, block),
-            io_min=max(limits.io_min, block),
-            io_opt=max(limits.io_opt, block),
+            physical_block=limits.physical_block,
+            io_min=limits.io_min,
+            io_opt=limits.io_opt,
             rotational=limits.rotational,
+            write_cache=not self._durable,
             discard_granularity=granularity,
             max_discard_bytes=limits.max_discard_bytes,
-            max_write_zeroes_bytes=limits.max_write_zeroes_bytes,
+            # Of fallocate() nobody promises that it is durable when it is done.
+            max_write_zeroes_bytes=0 if self._durable else limits.max_write_zeroes_bytes,
             integrity=integrity,
         )
 
     def _open_metadata(self, block: int, size: int) -> Integrity | None:
-        integrity = self.integrity(block)
+        integrity = self.integrity(self.block_size(block))
         if integrity and not self.metadata:
             raise ConfigError("metadata_size: no file to keep the metadata in", "name one with --metadata FILE")
         if self.metadata and not integrity:
@@ -114,7 +118,14 @@ class LoopTarget(IntegrityTarget):
                 f"metadata {self.metadata}: no size of the metadata given", "say how many bytes, with --metadata_size"
             )
         if self.metadata and integrity:
-            self._metadata = open_metadata(self.metadata, self.file, size, integrity, read_only=self.disk.read_only)
+            self._metadata = open_metadata(
+                self.metadata,
+                self.file,
+                size,
+                integrity,
+                read_only=self.disk.read_only,
+                durable=self._durable,
+            )
         return integrity
 
     def _size(self) -> int:
@@ -133,20 +144,22 @@ class LoopTarget(IntegrityTarget):
         return size
 
     def _settle_direct(self, limits: Limits, size: int) -> None:
-        """Give O_DIRECT up, or refuse, where its block size does not fit the file."""
-        block = limits.direct_block
-        fits = block and not (size % block or self.offset % block)
+        """Give O_DIRECT up, or refuse, where its block size does not fit the file, or what was said."""
+        block, said = limits.direct_block, self.disk.logical_block_size
+        fits = block and (said or block) >= block and not (size % block or self.offset % block)
         if fits or not self._backing.direct:
             return
         if self.direct:
             why = f"size or offset is not a multiple of its block size {block}" if block else "reads fail"
+            if block and said and said < block:
+                why = f"its block size {block} is more than logical_block_size {said}"
             raise self._backing.no_direct(why)
         # A block device's sectors are the same with and without: _check_blocks refuses it.
         if not self._backing.is_block_device:
             self._backing.without_direct()
 
-    def _check_blocks(self, block: int, size: int) -> None:
-        for what, value in (("offset", self.offset), ("size", size)):
+    def _check_blocks(self, own: int, size: int) -> None:
+        for what, value, block in (("offset", self.offset, own), ("size", size, self.block_size(own))):
             if value % block:
                 good = -(-value // block) * block
                 grown = what == "size" and self.size is None and not self._backing.is_block_device

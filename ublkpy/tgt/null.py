@@ -22,10 +22,11 @@ class NullTarget(IntegrityTarget):
         return Geometry(
             size=self.size,
             logical_block=_BLOCK,
+            write_cache=self.disk.write_cache is not False,  # what is forgotten need not be durable
             discard_granularity=4096,
             max_discard_bytes=MAX_DISCARD_BYTES,
             max_write_zeroes_bytes=MAX_DISCARD_BYTES,
-            integrity=self.integrity(_BLOCK),
+            integrity=self.integrity(self.block_size(_BLOCK)),
         )
 
     def resize(self, size: int) -> None:
@@ -33,6 +34,6 @@ class NullTarget(IntegrityTarget):
 
     def map(self, size: int) -> Map:
         found = Map(size)  # of Null()
-        integrity = self.integrity(_BLOCK)
+        integrity = self.integrity(self.block_size(_BLOCK))
         found.metadata = Metadata(integrity) if integrity else None
         return found

@@ -65,6 +65,7 @@ class Option:
     minimum: int | None
     maximum: int | None
     multiple: int
+    power_of_two: bool
 
     @property
     def required(self) -> bool:
@@ -90,6 +91,8 @@ class Option:
             raise ValueError(f"{raw} is out of range: {bounds}")
         if self.multiple > 1 and value % self.multiple:
             raise ValueError(f"{raw} is not a multiple of {self.multiple}")
+        if self.power_of_two and value & (value - 1):
+            raise ValueError(f"{raw} is not a power of two")
         return value
 
 
@@ -102,6 +105,7 @@ class _Declaration:
     minimum: int | None
     maximum: int | None
     multiple: int
+    power_of_two: bool
 
 
 def option(
@@ -112,9 +116,10 @@ def option(
     minimum: int | None = None,
     maximum: int | None = None,
     multiple: int = 1,
+    power_of_two: bool = False,
 ) -> Any:
     """Declare an option. ``--name`` is always a flag; ``flags`` are further ones. A default of ``...``: required."""
-    return _Declaration(default, flags, off_flags, help, minimum, maximum, multiple)
+    return _Declaration(default, flags, off_flags, help, minimum, maximum, multiple, power_of_two)
 
 
 class Configurable:
@@ -256,4 +261,5 @@ def _make_option(name: str, hint: Any, declared: _Declaration) -> Option:
         declared.minimum,
         declared.maximum,
         declared.multiple,
+        declared.power_of_two,
     )

@@ -181,6 +181,17 @@ def test_file_of_zeroes(disk: Path, metadata: Path) -> None:
     target.close()
 
 
+def test_larger_blocks_have_less_metadata(disk: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.write_bytes(b"\xff" * (MIB // 4096 * 8))
+    assert "is too short" in refused(loop(disk, small)).message
+    target = loop(disk, small, logical_block_size=4096)
+    found = target.open().integrity
+    assert found
+    assert found.interval == 4096
+    target.close()
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_file_that_is_the_data(disk: Path, tmp_path: Path, read_only: bool) -> None:
     link = tmp_path / "link"

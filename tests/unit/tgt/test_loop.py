@@ -532,7 +532,7 @@ def test_discard_on_a_block_device_needs_a_kernel_that_has_the_command(
     with served(file=block_device) as (_, geometry):
         assert (geometry.max_discard_bytes > 0) == offered
         assert geometry.discard_granularity > 0  # of write-zeroes, too
-        assert geometry.max_write_zeroes_bytes == 2**32 - 512
+        assert geometry.max_write_zeroes_bytes == 2**32 - 4096
 
 
 @pytest.mark.parametrize(
@@ -590,3 +590,61 @@ def test_file_that_does_not_fit_large_sectors_goes_through_the_page_cache(mounte
 def test_direct_where_large_sectors_do_not_fit(mounted: Path, make: Make) -> None:
     path = make(mounted / "disk.img", 9 * 512)
     assert "multiple of its block size 4096" in refused(file=path, direct=True).message
+
+
+# -- what was said of the disk -------------------------------------------------------------
+
+
+def test_larger_blocks_than_the_file_asks_for(disk: Path) -> None:
+    with served(file=disk, logical_block_size=4096, offset=MIB // 2) as (_, geometry):
+        assert (geometry.logical_block, geometry.physical_block) == (4096, 4096)
+
+
+def test_larger_blocks_limit_the_size_and_not_the_offset(disk: Path) -> None:
+    sizes = {"logical_block_size": 2048, "offset": 512, "direct": False}
+    with served(file=disk, size=MIB // 2, **sizes) as (_, geometry):
+        assert geometry.logical_block == 2048
+    error = refused(file=disk, **sizes)
+    assert "is not a multiple of the block size 2048" in error.message
+    assert error.hint.startswith("grow the file with: truncate -s ")
+
+
+def test_smaller_blocks_than_the_block_device_has(block_device: Path) -> None:
+    error = refused(file=block_device, logical_block_size=512)
+    assert error.message == "logical_block_size 512 is less than the 4096 bytes of the blocks behind it"
+
+
+def test_smaller_blocks_than_o_direct_takes(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page cache takes any."""
+    monkeypatch.setattr(backing, "_direct_block", lambda fd: 4096)
+    with served(file=disk) as (_, geometry):
+        assert geometry.logical_block == 4096
+    with served(file=disk, logical_block_size=512) as (target, geometry):
+        assert (geometry.logical_block, target.status()["direct_io"]) == (512, 0)
+    error = refused(file=disk, logical_block_size=512, direct=True)
+    assert error.message.endswith("its block size 4096 is more than logical_block_size 512")
+    assert "--buffered_io" in error.hint
+
+
+@pytest.mark.parametrize("direct", [None, False])
+def test_without_a_write_cache_each_write_is_durable(disk: Path, direct: bool | None) -> None:
+    with served(file=disk, write_cache=False, direct=direct) as (target, geometry):
+        (fd,) = {number for number in map(int, os.listdir("/proc/self/fd")) if same(number, disk)}  # noqa: PTH208
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DSYNC
+        assert not geometry.write_cache
+        assert geometry.max_write_zeroes_bytes == 0
+        assert geometry.max_discard_bytes > 0
+        target.close()
+        target.open()
+
+
+def test_with_a_write_cache_the_flush_makes_it_durable(disk: Path) -> None:
+    with served(file=disk, write_cache=True) as (_, geometry):
+        assert geometry.write_cache
+
+
+def same(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.map import Extent, Null, Routing
 
@@ -25,6 +26,23 @@ def test_geometry() -> None:
 def test_size_is_whole_sectors(raw: object) -> None:
     with pytest.raises(ValueError, match=r"multiple of 512|out of range"):
         NullTarget.options["size"].parse(raw)
+
+
+def test_what_is_forgotten_needs_no_cache() -> None:
+    target = NullTarget()
+    target.disk = DiskOptions({"write_cache": False})
+    assert not target.open().write_cache
+
+
+def test_metadata_is_that_of_larger_blocks_if_those_are_said() -> None:
+    target = NullTarget({"metadata_size": 8})
+    target.disk = DiskOptions({"logical_block_size": 4096})
+    integrity = target.open().integrity
+    target_map = target.map(1 << 20)
+    assert integrity
+    assert target_map.metadata
+    assert integrity.interval == target_map.metadata.integrity.interval == 4096
+    target_map.close()
 
 
 def test_map_and_status() -> None:

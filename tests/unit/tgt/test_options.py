@@ -25,6 +25,7 @@ class Disk(Configurable):
     low: int = option(0, help="low", minimum=-1)
     level: Literal["low", "high"] = option("low", help="level")
     label: str = option(..., "-l", help="label")
+    block: Size | None = option(None, help="block", power_of_two=True)
 
 
 OPTIONS = Disk.options
@@ -273,6 +274,14 @@ def test_open_range_names_the_minimum() -> None:
 def test_range_of_a_size_counts_bytes() -> None:
     with pytest.raises(ValueError, match="256B is out of range: 512 to"):
         OPTIONS["size"].parse("256B")
+
+
+@pytest.mark.parametrize("raw", ["3000", "1536", 1537, "1.5M"])
+def test_power_of_two(raw: object) -> None:
+    opt = OPTIONS["block"]
+    assert opt.parse("64k") == 65536
+    with pytest.raises(ValueError, match=f"{raw} is not a power of two"):
+        opt.parse(raw)
 
 
 def test_multiple() -> None:
