@@ -22,7 +22,7 @@ from ublkpy.errors import ConfigError
 from ublkpy.tgt import limits
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.disk import DiskOptions
-from ublkpy.tgt.options import PATH, Option, Size, option
+from ublkpy.tgt.options import PATH, SECTOR, Option, Size, option
 from ublkpy.uring import mode
 from ublkpy.uring.uapi import IO_DESC_SIZE, MAX_QUEUE_DEPTH
 
@@ -41,6 +41,13 @@ class DeviceOptions(DiskOptions):
     )
     max_io_buf_bytes: Size = option(
         "512k", help="largest request, and buffer per request", minimum=4096, maximum=32 << 20, multiple=4096
+    )
+    max_sectors: int | None = option(
+        None,
+        help="largest request in 512-byte sectors; default: as large as the buffer",
+        minimum=4096 // SECTOR,
+        maximum=(32 << 20) // SECTOR,
+        multiple=4096 // SECTOR,
     )
     io_desc_size: int = option(
         IO_DESC_SIZE,
@@ -63,6 +70,12 @@ class DeviceOptions(DiskOptions):
     htlb: Path | None = option(None, help="share this hugetlbfs file from the start; needs shmem_zc")
     rdonly_shmem_buf: bool = option(
         False, help="map shared memory to be read only: only writes go without a copy; needs shmem_zc"
+    )
+    part_scan: bool | None = option(
+        None,
+        off_flags=("--no-part-scan", "--no_part_scan", "--no-auto-part-scan", "--no_auto_part_scan"),
+        help="have the kernel look for partitions at start; not to needs Linux 7.0; default: unless the target keeps"
+        " no data",
     )
     log: Path | None = option(
         None, help="append the daemon's log to this file; default: the journal, else /var/log/ublkpy.log"
@@ -153,6 +166,13 @@ def _check(device: DeviceOptions, target: Target) -> None:
             "supervise: without recovery there is nothing left of a device whose daemon died",
             "choose a recovery, too: queue, reissue or fail",
             ["supervise", "recovery"],
+        )
+    if (device.max_sectors or 0) * SECTOR > device.max_io_buf_bytes:
+        raise ConfigError(
+            f"max_sectors {device.max_sectors} is more than the {device.max_io_buf_bytes // SECTOR} that fit into the"
+            " buffer of a request",
+            "lower it, or raise max_io_buf_bytes",
+            ["max_sectors", "max_io_buf_bytes"],
         )
     mode.check_depth(device.mode, device.depth)
     if target.has_metadata:

@@ -570,11 +570,14 @@ def test_what_is_only_about_shared_memory(name: str) -> None:
         ("discard_granularity: 0", "'0' is out of range: 512 to 268435456"),
         ("max_discard_bytes: 1000", "'1000' is not a multiple of 512"),
         ("max_write_zeroes_bytes: -1", "'-1' is not a size such as 4096, 64k or 1G"),
+        ("max_sectors: 0", "'0' is out of range: 8 to 65536"),
+        ("max_sectors: 20", "'20' is not a multiple of 8"),
+        ("part_scan: 1", "'1' is neither true nor false"),
         ("write_cache: auto", "'auto' is neither true nor false"),
         ("rotational: 7200", "'7200' is neither true nor false"),
     ],
 )
-def test_property_of_the_disk_that_no_disk_has(write: Write, line: str, what: str) -> None:
+def test_property_that_no_disk_has(write: Write, line: str, what: str) -> None:
     assert mistakes(write(f"{line}\ntarget: {{type: null}}"))[0] == f"1: {line.partition(':')[0]}: {what}"
 
 
@@ -596,6 +599,8 @@ def test_batches_of_one() -> None:
         ({}, "mode: auto-buf\ntarget: {type: null, metadata_size: 8}", "1: mode: mode auto-buf cannot move metadata"),
         ({"mode": "copy"}, "target:\n  type: null\n  metadata_size: 8", "3: target.metadata_size: mode copy cannot"),
         ({}, "shmem_zc: true\ntarget: {type: null, metadata_size: 8}", "1: shmem_zc: memory shared by clients does"),
+        ({}, "max_sectors: 16\nmax_io_buf_bytes: 4k\ntarget: {type: null}", "1: max_sectors: max_sectors 16 is more"),
+        ({"max_sectors": 2048}, "max_io_buf_bytes: 4k\ntarget: {type: null}", "1: max_io_buf_bytes: max_sectors"),
         ({}, "io_min: 1k\nio_opt: 512\ntarget: {type: null}", "2: io_opt: io_opt 512 is less than io_min 1024"),
         ({"io_opt": 512}, "io_min: 1k\ntarget: {type: null}", "1: io_min: io_opt 512 is less than io_min 1024"),
         ({}, "read_only: yes\nwrite_cache: on\ntarget: {type: null}", "2: write_cache: write_cache: nothing"),

@@ -88,11 +88,13 @@ class Plan:
             needed[f"io_desc_size {options.io_desc_size}"] = Feature.IO_DESC_SIZE
         if self.geometry.integrity:
             needed[f"metadata_size {self.geometry.integrity.metadata_size}"] = Feature.INTEGRITY
+        if options.part_scan is False:
+            needed["--no-part-scan"] = Feature.NO_AUTO_PART_SCAN
         return needed
 
-    def params(self, max_io_bytes: int, mode: Mode) -> Params:
+    def params(self, max_io_buf_bytes: int, mode: Mode) -> Params:
         """The geometry in the driver's terms."""
-        g = self.geometry
+        g, max_sectors = self.geometry, self.config.device.max_sectors
         attrs = Attr(0)
         for attr, on in (
             (Attr.READ_ONLY, g.read_only),
@@ -102,7 +104,7 @@ class Plan:
             attrs |= attr if on else Attr(0)
         return Params(
             size=g.size,
-            max_io_bytes=max_io_bytes,
+            max_io_bytes=min(max_io_buf_bytes, max_sectors * SECTOR) if max_sectors else max_io_buf_bytes,
             attrs=attrs,
             logical_block=g.logical_block,
             physical_block=g.physical_block,
@@ -175,7 +177,7 @@ class Server:
             needed[f"mode {mode.name}"] = mode.flags
             if options.recovery != "none":
                 needed["ublk upgrade"] = Feature.QUIESCE & features
-            if not target.moves_data:
+            if not target.moves_data and options.part_scan is None:
                 # What the kernel had in its pages before could look like partitions.
                 needed["a target without data"] = Feature.NO_AUTO_PART_SCAN & features
             info = control.add(replace(wanted, flags=functools.reduce(operator.or_, needed.values())))

@@ -59,6 +59,19 @@ def test_params_survive_the_way_into_the_driver_and_back() -> None:
     assert type(params).from_c(params.to_c()) == params
 
 
+@pytest.mark.parametrize(("max_sectors", "size"), [(None, 65536), (128, 65536), (8, 4096), (1024, 65536)])
+def test_largest_request(max_sectors: int | None, size: int) -> None:
+    config = build(Draft({"max_sectors": max_sectors}, "null"))
+    assert Plan(config, Geometry(1 << 30), 1).params(65536, COPY).max_io_bytes == size
+
+
+@pytest.mark.parametrize(("part_scan", "flag"), [(None, 0), (True, 0), (False, Feature.NO_AUTO_PART_SCAN)])
+def test_partitions(part_scan: bool | None, flag: Feature) -> None:
+    config = build(Draft({"part_scan": part_scan}, "null"))
+    needed = Plan(config, Geometry(1 << 30), 1).features()
+    assert needed.get("--no-part-scan", Feature(0)) == flag
+
+
 def test_recovery_flags_are_ublksrvs() -> None:
     assert {name: int(flags) for name, flags in server._RECOVERY_FLAGS.items()} == {
         "none": 0,
