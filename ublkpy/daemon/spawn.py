@@ -155,10 +155,11 @@ def isolated(
     timeout: float,
     progress: Callable[[], object] = lambda: None,
     enough: Callable[[], bool] = lambda: False,
-) -> None:
+) -> Any:
     """Run ``action`` in another process and wait for its end, at most ``timeout`` seconds after ``progress``
     last had another value; not longer than until ``enough`` is true, the process then goes on alone.
 
+    Returns what it returned, plain values that JSON can carry; None if that was not waited for.
     Says on the log that it waits for ``what`` when that takes over a second. For driver commands that no
     signal can end: a process that issued one cannot exit before it is done, so it must not be ours. Raises
     the UblkError of ``action``, or TimeoutError and leaves the process to finish. What ``action`` logs is
@@ -167,35 +168,33 @@ def isolated(
     child = daemon(lambda ready: _report(action, ready))
     try:
         try:
-            _wait_until(child, min(timeout, 1.0), enough)
+            return _wait_until(child, min(timeout, 1.0), enough)
         except TimeoutError:
             log.info("waiting for %s, up to %.0f s", what, timeout)
-            _wait_while(child, max(timeout - 1.0, 0.0), progress, enough)
+            return _wait_while(child, max(timeout - 1.0, 0.0), progress, enough)
     except EOFError as e:
         raise UblkError("a helper process died before it was done", "try again") from e
     finally:
         child.close()
 
 
-def _wait_until(child: Child, timeout: float, enough: Callable[[], bool]) -> None:
+def _wait_until(child: Child, timeout: float, enough: Callable[[], bool]) -> Any:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            child.wait(min(_LOOK, max(deadline - time.monotonic(), 0.0)))
-            return
+            return child.wait(min(_LOOK, max(deadline - time.monotonic(), 0.0)))["result"]
         except TimeoutError:
             if enough():
-                return
+                return None
             if time.monotonic() >= deadline:
                 raise
 
 
-def _wait_while(child: Child, timeout: float, progress: Callable[[], object], enough: Callable[[], bool]) -> None:
+def _wait_while(child: Child, timeout: float, progress: Callable[[], object], enough: Callable[[], bool]) -> Any:
     while True:
         before = progress()
         try:
-            _wait_until(child, timeout, enough)
-            return
+            return _wait_until(child, timeout, enough)
         except TimeoutError:
             if progress() == before:
                 raise
@@ -206,14 +205,14 @@ def _report(action: Callable[[], object], ready: Ready) -> int:
     process.redirect_streams()
     logging.getLogger().handlers[:] = [_Forward(ready)]
     try:
-        action()
+        result = action()
     except UblkError as e:
         ready.failed(e)
     except Exception:
         log.critical("a bug in ublkpy\n%s", traceback.format_exc())
         return 1
     else:
-        ready.done({})
+        ready.done({"result": result})
     return 0
 
 

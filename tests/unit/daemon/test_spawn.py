@@ -52,6 +52,24 @@ def test_isolated_runs_in_another_process(tmp_path: Path) -> None:
     assert children() == []
 
 
+@pytest.mark.parametrize(("result", "seconds"), [(None, 0), ({"a": {"b": 2**64 - 1}}, 0), ([1, "text"], 1.1)])
+def test_isolated_returns_what_its_action_returned(result: object, seconds: float) -> None:
+    def action() -> object:
+        time.sleep(seconds)
+        return result
+
+    assert isolated("nothing", action, 5) == result
+
+
+def test_isolated_returns_nothing_that_it_does_not_wait_for(tmp_path: Path) -> None:
+    def action() -> str:
+        until((tmp_path / "go").exists)
+        return "late"
+
+    assert isolated("nothing", action, 5, enough=lambda: True) is None
+    (tmp_path / "go").touch()
+
+
 @pytest.mark.parametrize("error", [UblkError("a", "b"), BusyError("in use", ""), ConfigError("wrong", "cure")])
 def test_isolated_raises_what_its_action_raised(error: UblkError) -> None:
     def action() -> None:
