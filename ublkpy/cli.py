@@ -397,6 +397,15 @@ def _say(text: str) -> None:
 
 
 @cli.command()
+@id_option
+@json_option
+def params(dev_id: int, as_json: bool) -> None:
+    """Show what the driver knows of a device's disk: block sizes, limits, attributes."""
+    found = Device(dev_id).params()
+    click.echo(render.to_json({"id": dev_id, "params": found}) if as_json else render.params(found))
+
+
+@cli.command()
 @json_option
 def features(as_json: bool) -> None:
     """Show what this kernel's driver can do."""

@@ -24,6 +24,7 @@ from ublkpy.errors import NoDeviceError
 if TYPE_CHECKING:
     from ublkpy.config import DeviceConfig
     from ublkpy.daemon.inspect import DeviceStatus
+    from ublkpy.uring.uapi import ParamGroups
 
 # Each method imports what it needs: the command starts quicker.
 
@@ -73,6 +74,12 @@ class Device:
         from ublkpy.daemon.inspect import status
 
         return status(self.dev_id)
+
+    def params(self) -> ParamGroups:
+        """The parameters of its disk as the driver holds them, with the kernel's names and units, in groups."""
+        from ublkpy.daemon.inspect import params
+
+        return params(self.dev_id)
 
     def delete(self, *, force: bool = False, wait: bool = True) -> None:
         """Stop and delete it. BusyError if it is in use, unless ``force``, which also kills a stuck daemon."""

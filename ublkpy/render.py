@@ -9,7 +9,8 @@ from typing import Any
 
 from ublkpy.daemon.inspect import DeviceStatus, thread_affinity
 from ublkpy.tgt.options import SECTOR, format_size
-from ublkpy.uring.uapi import Feature
+from ublkpy.uring.integrity import Csum
+from ublkpy.uring.uapi import Attr, Feature, ParamGroups
 
 JSON_VERSION = 1
 
@@ -120,6 +121,28 @@ def features_json(found: Feature) -> str:
             },
         }
     )
+
+
+def params(found: ParamGroups) -> str:
+    """A line a parameter: its name and value in the kernel, and what that stands for."""
+    values = {f"{group}.{name}": value for group, members in found.items() for name, value in members.items()}
+    rows = [[name, str(value), _meaning(name, value)] for name, value in values.items()]
+    return _table([["PARAMETER", "VALUE", "MEANING"], *rows])
+
+
+def _meaning(name: str, value: int) -> str:
+    """The value in words, or a size; empty for a mere number."""
+    if name == "basic.attrs":
+        return " ".join(attr.name or "" for attr in Attr(value))
+    if name == "integrity.csum_type":
+        return next((csum.name for csum in Csum if csum == value), "")
+    if name.endswith("_shift") or name == "integrity.interval_exp":
+        return format_size(1 << value)
+    if name.endswith("_sectors"):
+        return format_size(value * SECTOR)
+    if name.endswith(("_granularity", "_alignment", "_size")):
+        return format_size(value)
+    return ""
 
 
 def devices_json(found: Iterable[DeviceStatus]) -> str:

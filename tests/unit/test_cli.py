@@ -25,7 +25,7 @@ from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 
 COMMANDS = ["add", "del", "list", "recover", "upgrade", "stop", "start", "quiesce", "resize", "set-affinity"]
-COMMANDS += ["features", "check", "help"]
+COMMANDS += ["params", "features", "check", "help"]
 
 no_driver = pytest.mark.skipif(CONTROL.exists(), reason=f"{CONTROL} exists: nothing to be said about its absence")
 
@@ -528,6 +528,8 @@ def test_check_of_a_missing_file(ublk: Run) -> None:
         ["list"],
         ["list", "--json"],
         ["list", "-n", "5"],
+        ["params", "-n", "5"],
+        ["params", "-n", "5", "--json"],
         ["recover", "-n", "5"],
         ["features"],
         ["features", "--json"],

@@ -14,7 +14,8 @@ from ublkpy import render
 from ublkpy.daemon.disk import Disk
 from ublkpy.daemon.inspect import DeviceStatus
 from ublkpy.daemon.state import DeviceState, QueueState, process_start_time
-from ublkpy.uring.uapi import Attr, DevInfo, Feature, State
+from ublkpy.uring.ffi import ffi
+from ublkpy.uring.uapi import Attr, DevInfo, Feature, Params, State, param_groups
 
 COLUMNS = ["ID", "NODE", "TARGET", "SIZE", "STATE", "QUEUES", "MODE", "PID", "BACKING"]
 NO_PROCESS = 1 << 22  # the largest pid there can be is one less
@@ -265,3 +266,41 @@ def test_every_key_of_features_is_documented_and_no_other() -> None:
     del shown["version"]
     shown["flags"] = {"NAME": shown["flags"]["ZONED"]}
     assert documented("Features") == keys(shown) - {"flags.NAME"}
+
+
+# -- parameters ----------------------------------------------------------------------------
+
+
+def test_parameters_as_a_table() -> None:
+    struct = Params(1 << 30, 65536, Attr.VOLATILE_CACHE | Attr.FUA, io_opt=1 << 20, discard_granularity=4096).to_c()
+    shown = [line.split(maxsplit=2) for line in render.params(param_groups(struct)).splitlines()]
+    assert shown == [
+        ["PARAMETER", "VALUE", "MEANING"],
+        ["basic.attrs", "12", "VOLATILE_CACHE FUA"],
+        ["basic.logical_bs_shift", "9", "512B"],
+        ["basic.physical_bs_shift", "9", "512B"],
+        ["basic.io_opt_shift", "20", "1M"],
+        ["basic.io_min_shift", "9", "512B"],
+        ["basic.max_sectors", "128", "64K"],
+        ["basic.chunk_sectors", "0", "0B"],
+        ["basic.dev_sectors", "2097152", "1G"],
+        ["basic.virt_boundary_mask", "0"],
+        ["discard.discard_alignment", "0", "0B"],
+        ["discard.discard_granularity", "4096", "4K"],
+        ["discard.max_discard_sectors", "0", "0B"],
+        ["discard.max_write_zeroes_sectors", "0", "0B"],
+        ["discard.max_discard_segments", "1"],
+    ]
+
+
+@pytest.mark.parametrize(("csum", "meaning"), [(0, "none"), (2, "t10dif"), (4, "nvme"), (99, "")])
+def test_checksum_that_a_parameter_stands_for(csum: int, meaning: str) -> None:
+    lines = render.params({"integrity": {"csum_type": csum, "interval_exp": 12}}).splitlines()
+    assert [line.split()[1:] for line in lines[1:]] == [[str(csum), *meaning.split()], ["12", "4K"]]
+
+
+def test_parameters_are_documented() -> None:
+    struct = ffi.new("struct ublk_params *")
+    struct.types = 0xFFFF
+    groups = param_groups(struct)
+    assert documented("Parameters") == {f"{group}.{name}" for group, members in groups.items() for name in members}

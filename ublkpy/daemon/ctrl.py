@@ -21,7 +21,7 @@ from typing import Any
 from ublkpy.errors import DriverError, InterruptedByUser, UblkError, command_error
 from ublkpy.uring.command import CommandRing
 from ublkpy.uring.ffi import ffi, lib
-from ublkpy.uring.uapi import SECTOR, DevInfo, Feature, Params
+from ublkpy.uring.uapi import SECTOR, DevInfo, Feature, ParamGroups, Params, param_groups
 
 CONTROL = Path("/dev/ublk-control")
 AUTO_ID = 0xFFFFFFFF
@@ -85,11 +85,18 @@ class Control:
         return got
 
     def params(self, dev_id: int) -> Params:
-        """GET_PARAMS."""
+        """GET_PARAMS, as far as we set them."""
+        return Params.from_c(self._get_params(dev_id))
+
+    def param_groups(self, dev_id: int) -> ParamGroups:
+        """GET_PARAMS, all of them."""
+        return param_groups(self._get_params(dev_id))
+
+    def _get_params(self, dev_id: int) -> Any:
         params = ffi.new("struct ublk_params *")
         params.len = ffi.sizeof("struct ublk_params")
         self._call("GET_PARAMS", dev_id, buf=params)
-        return Params.from_c(params)
+        return params
 
     def info(self, dev_id: int) -> DevInfo:
         """GET_DEV_INFO."""

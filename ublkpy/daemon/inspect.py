@@ -11,10 +11,12 @@ from typing import Any
 from ublkpy.daemon import state
 from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.disk import Disk
+from ublkpy.daemon.spawn import isolated
 from ublkpy.errors import NoDeviceError, UblkError, no_device
-from ublkpy.uring.uapi import DevInfo, Feature, State
+from ublkpy.uring.uapi import DevInfo, Feature, ParamGroups, State
 
 _CLASS = Path("/sys/class/ublk-char")
+_PARAMS_DEADLINE = 10.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,26 @@ def features() -> Feature:
     """What this kernel's driver can do."""
     with Control() as control:
         return control.features()
+
+
+def params(dev_id: int) -> ParamGroups:
+    """The parameters of a device, whoever serves it. NoDeviceError if there is none.
+
+    Asked in another process: while the device is being stopped, GET_PARAMS waits where no signal reaches it.
+    """
+
+    def ask() -> ParamGroups:
+        with Control() as control:
+            return control.param_groups(dev_id)
+
+    try:
+        found: ParamGroups = isolated(f"the parameters of device {dev_id}", ask, _PARAMS_DEADLINE)
+    except TimeoutError as e:
+        raise UblkError(
+            f"the driver does not tell the parameters of device {dev_id}, because another command holds it",
+            "it may be on its way to be stopped; ublk list shows its state",
+        ) from e
+    return found
 
 
 def find_by_cookie(cookie: int) -> int | None:

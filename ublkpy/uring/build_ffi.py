@@ -77,7 +77,9 @@ KERNEL = """
 #define UBLK_PARAM_TYPE_BASIC ...
 #define UBLK_PARAM_TYPE_DISCARD ...
 #define UBLK_PARAM_TYPE_DEVT ...
+#define UBLK_PARAM_TYPE_ZONED ...
 #define UBLK_PARAM_TYPE_DMA_ALIGN ...
+#define UBLK_PARAM_TYPE_SEGMENT ...
 #define UBLK_PARAM_TYPE_INTEGRITY ...
 
 #define LBMD_PI_CAP_INTEGRITY ...
@@ -125,11 +127,13 @@ struct ublk_param_basic {
     uint8_t io_opt_shift;
     uint8_t io_min_shift;
     uint32_t max_sectors;
+    uint32_t chunk_sectors;
     uint64_t dev_sectors;
-    ...;
+    uint64_t virt_boundary_mask;
 };
 
 struct ublk_param_discard {
+    uint32_t discard_alignment;
     uint32_t discard_granularity;
     uint32_t max_discard_sectors;
     uint32_t max_write_zeroes_sectors;
@@ -144,10 +148,25 @@ struct ublk_param_devt {
     uint32_t disk_minor;
 };
 
+struct ublk_param_zoned {
+    uint32_t max_open_zones;
+    uint32_t max_active_zones;
+    uint32_t max_zone_append_sectors;
+    ...;
+};
+
 struct ublk_param_dma_align { uint32_t alignment; ...; };
+
+struct ublk_param_segment {
+    uint64_t seg_boundary_mask;
+    uint32_t max_segment_size;
+    uint16_t max_segments;
+    ...;
+};
 
 struct ublk_param_integrity {
     uint32_t flags;
+    uint16_t max_integrity_segments;
     uint8_t interval_exp;
     uint8_t metadata_size;
     uint8_t pi_offset;
@@ -162,7 +181,9 @@ struct ublk_params {
     struct ublk_param_basic basic;
     struct ublk_param_discard discard;
     struct ublk_param_devt devt;
+    struct ublk_param_zoned zoned;
     struct ublk_param_dma_align dma;
+    struct ublk_param_segment seg;
     struct ublk_param_integrity integrity;
     ...;
 };

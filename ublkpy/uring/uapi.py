@@ -195,6 +195,31 @@ class Params:
         )
 
 
+# The members of struct ublk_params, and the bit of ``types`` that says that one counts.
+_PARAM_GROUPS = {
+    "basic": lib.UBLK_PARAM_TYPE_BASIC,
+    "discard": lib.UBLK_PARAM_TYPE_DISCARD,
+    "devt": lib.UBLK_PARAM_TYPE_DEVT,
+    "zoned": lib.UBLK_PARAM_TYPE_ZONED,
+    "dma": lib.UBLK_PARAM_TYPE_DMA_ALIGN,
+    "seg": lib.UBLK_PARAM_TYPE_SEGMENT,
+    "integrity": lib.UBLK_PARAM_TYPE_INTEGRITY,
+}
+
+ParamGroups = dict[str, dict[str, int]]
+"""Parameters with the kernel's names and units, in its groups."""
+
+
+def param_groups(params: Any) -> ParamGroups:
+    """What a ``struct ublk_params`` holds, as it is; only the groups that count."""
+    found = {}
+    for name, bit in _PARAM_GROUPS.items():
+        if params.types & bit:
+            group = getattr(params, name)
+            found[name] = {field: getattr(group, field) for field, _ in ffi.typeof(group).fields}
+    return found
+
+
 def _shift(size: int) -> int:
     """log2 of a power of two."""
     return size.bit_length() - 1

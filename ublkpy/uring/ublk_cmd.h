@@ -112,7 +112,9 @@
 #define UBLK_PARAM_TYPE_BASIC		(1U << 0)
 #define UBLK_PARAM_TYPE_DISCARD		(1U << 1)
 #define UBLK_PARAM_TYPE_DEVT		(1U << 2)
+#define UBLK_PARAM_TYPE_ZONED		(1U << 3)
 #define UBLK_PARAM_TYPE_DMA_ALIGN	(1U << 4)
+#define UBLK_PARAM_TYPE_SEGMENT		(1U << 5)
 #define UBLK_PARAM_TYPE_INTEGRITY	(1U << 6)
 
 /* in ublk_param_integrity (include/uapi/linux/fs.h) */
@@ -217,9 +219,23 @@ struct ublk_param_devt {
 	uint32_t disk_minor;
 };
 
+struct ublk_param_zoned {
+	uint32_t max_open_zones;
+	uint32_t max_active_zones;
+	uint32_t max_zone_append_sectors;
+	uint8_t reserved[20];
+};
+
 struct ublk_param_dma_align {
 	uint32_t alignment;	/* less one */
 	uint8_t pad[4];
+};
+
+struct ublk_param_segment {
+	uint64_t seg_boundary_mask;
+	uint32_t max_segment_size;
+	uint16_t max_segments;
+	uint8_t pad[2];
 };
 
 struct ublk_param_integrity {
@@ -240,10 +256,10 @@ struct ublk_params {
 	struct ublk_param_basic basic;
 	struct ublk_param_discard discard;
 	struct ublk_param_devt devt;
-	uint8_t zoned[32];
+	struct ublk_param_zoned zoned;
 	struct ublk_param_dma_align dma;
 	uint32_t __pad;
-	uint8_t seg[16];
+	struct ublk_param_segment seg;
 	struct ublk_param_integrity integrity;
 };
 

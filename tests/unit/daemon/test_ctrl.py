@@ -80,6 +80,7 @@ def test_other_reasons_are_told(control_file: Path, err: int) -> None:
     [
         lambda control: control.info(5),
         lambda control: control.params(5),
+        lambda control: control.param_groups(5),
         lambda control: control.features(),
         lambda control: control.affinity(5, 0),
         lambda control: control.start(5, -1),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ublkpy.uring.ffi import ffi, lib
 from ublkpy.uring.integrity import Csum, Integrity
-from ublkpy.uring.uapi import MAX_QUEUE_DEPTH, SECTOR, Attr, DevInfo, Feature, Op, Params, State
+from ublkpy.uring.uapi import MAX_QUEUE_DEPTH, SECTOR, Attr, DevInfo, Feature, Op, Params, State, param_groups
 
 # Bit numbers of UBLK_F_* in include/uapi/linux/ublk_cmd.h.
 BITS = {
@@ -97,6 +97,9 @@ def test_command_numbers(command: str, number: int, reads_only: bool) -> None:
         ("ublk_param_basic", 32),
         ("ublk_param_discard", 20),
         ("ublk_param_devt", 16),
+        ("ublk_param_zoned", 32),
+        ("ublk_param_dma_align", 8),
+        ("ublk_param_segment", 16),
         ("ublk_param_integrity", 16),
         ("ublk_params", 152),
     ],
@@ -127,7 +130,10 @@ def test_sizes(struct: str, size: int) -> None:
         ("ublk_param_basic", "io_opt_shift", 6),
         ("ublk_param_basic", "io_min_shift", 7),
         ("ublk_param_basic", "max_sectors", 8),
+        ("ublk_param_basic", "chunk_sectors", 12),
         ("ublk_param_basic", "dev_sectors", 16),
+        ("ublk_param_basic", "virt_boundary_mask", 24),
+        ("ublk_param_discard", "discard_alignment", 0),
         ("ublk_param_discard", "discard_granularity", 4),
         ("ublk_param_discard", "max_discard_sectors", 8),
         ("ublk_param_discard", "max_write_zeroes_sectors", 12),
@@ -136,6 +142,14 @@ def test_sizes(struct: str, size: int) -> None:
         ("ublk_params", "basic", 8),
         ("ublk_params", "discard", 40),
         ("ublk_params", "devt", 60),
+        ("ublk_params", "zoned", 76),
+        ("ublk_params", "dma", 108),
+        ("ublk_params", "seg", 120),
+        ("ublk_param_zoned", "max_active_zones", 4),
+        ("ublk_param_zoned", "max_zone_append_sectors", 8),
+        ("ublk_param_segment", "max_segment_size", 8),
+        ("ublk_param_segment", "max_segments", 12),
+        ("ublk_param_integrity", "max_integrity_segments", 4),
         ("ublk_param_integrity", "interval_exp", 6),
         ("ublk_param_integrity", "metadata_size", 7),
         ("ublk_param_integrity", "pi_offset", 8),
@@ -251,3 +265,34 @@ def test_integrity_round_trip(integrity: Integrity) -> None:
 
 def test_params_use_the_largest_device() -> None:
     assert Params(2**64 - 512, 65536, Attr(0)).to_c().basic.dev_sectors == 2**55 - 1
+
+
+GROUPS = ["basic", "discard", "devt", "zoned", "dma", "seg", "integrity"]
+
+
+def test_groups_that_count_are_those_whose_bit_is_set() -> None:
+    struct = ffi.new("struct ublk_params *")
+    assert param_groups(struct) == {}
+    for bit, group in enumerate(GROUPS):
+        struct.types = 1 << bit
+        assert list(param_groups(struct)) == [group]
+    struct.types = 0xFFFF
+    assert list(param_groups(struct)) == GROUPS
+
+
+def test_groups_have_the_kernels_names_and_units() -> None:
+    groups = param_groups(Params(1 << 20, 65536, Attr(9), logical_block=4096, dma_alignment=512).to_c())
+    assert groups == {
+        "basic": {
+            "attrs": 9,
+            "logical_bs_shift": 12,
+            "physical_bs_shift": 9,
+            "io_opt_shift": 9,
+            "io_min_shift": 9,
+            "max_sectors": 128,
+            "chunk_sectors": 0,
+            "dev_sectors": 2048,
+            "virt_boundary_mask": 0,
+        },
+        "dma": {"alignment": 511},
+    }
