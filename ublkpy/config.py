@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -78,7 +79,9 @@ class DeviceOptions(DiskOptions):
         " no data",
     )
     log: Path | None = option(
-        None, help="append the daemon's log to this file; default: the journal, else /var/log/ublkpy.log"
+        None,
+        help="append the daemon's log to this file; default: the journal, else /var/log/ublkpy.log, or"
+        " ~/.local/state/ublkpy/ublkpy.log if you are not root",
     )
 
 
@@ -205,12 +208,21 @@ def absolute(opt: Option, value: Any, base: Path) -> Any:
 def read_yaml(path: Path) -> Draft:
     """The values of a YAML file, parsed. ConfigError lists everything that is wrong with it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            _check_writers(path, file.fileno())
+            text = file.read()
     except OSError as e:
         raise ConfigError(f"cannot read {path}: {os.strerror(e.errno or 0)}") from e
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path} is not a text in UTF-8: {e.reason} at byte {e.start}") from e
     return _Reader(path, text).read()
+
+
+def _check_writers(path: Path, fd: int) -> None:
+    """ConfigError for a file from which anybody could have root open, share and append to what he likes."""
+    found = os.fstat(fd)
+    if os.geteuid() == 0 and stat.S_ISREG(found.st_mode) and found.st_mode & stat.S_IWOTH:
+        raise ConfigError(f"{path} can be written by anybody, and says what root is to open", f"chmod o-w {path}")
 
 
 class _Reader:

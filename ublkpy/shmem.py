@@ -13,6 +13,8 @@ import socket
 import struct
 from pathlib import Path
 
+from ublkpy import folders
+
 # What the errors of the protocol mean.
 WHY = {
     errno.EACCES: "it must be open for reading and writing",
@@ -30,16 +32,22 @@ WHY = {
 
 
 def socket_path(dev_id: int) -> Path:
-    """Where the daemon of a device with shared memory listens."""
-    return Path(f"/run/ublk/ublkb{dev_id}.sock")
+    """Where the daemon of this user's device with shared memory listens. UblkError if he has no folder for it."""
+    return folders.socket_dir() / f"ublkb{dev_id}.sock"
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Who is at the other end: the user that connected, or that listens."""
+    _, uid, _ = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
 
 
 def register(dev_id: int, fd: int, timeout: float = 90.0) -> int:
     """Share a memfd with the daemon of /dev/ublkb<dev_id>; returns the number that the driver gave it.
 
     Direct I/O from and to a mapping of it is then served without a copy, until this process ends. It is sealed
-    against shrinking, which it must allow. OSError says why it cannot be shared, TimeoutError that no answer came
-    within ``timeout`` seconds.
+    against shrinking, which it must allow. The daemon must be of the same user. OSError says why it cannot be shared,
+    TimeoutError that no answer came within ``timeout`` seconds.
     """
     with contextlib.suppress(OSError):  # sealed already, or else the answer tells
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
@@ -50,6 +58,8 @@ def register(dev_id: int, fd: int, timeout: float = 90.0) -> int:
             daemon.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as e:
             raise OSError(e.errno, f"no daemon shares memory for device {dev_id}; was it added with shmem_zc?") from e
+        if peer_uid(daemon) != os.geteuid():
+            raise PermissionError(errno.EPERM, f"{path} is not the socket of a daemon of this user")
         socket.send_fds(daemon, [b"\0"], [fd])
         answer = daemon.recv(4, socket.MSG_WAITALL)
     if len(answer) < 4:

@@ -229,7 +229,7 @@ def test_a_state_folder_that_is_a_file() -> None:
     finally:
         RUN_DIR.unlink()
         aside.rename(RUN_DIR)
-    expect_refusal(done, ExitCode.FAILED, f"cannot write the state file {RUN_DIR}/0.json: ", "is there room in /run")
+    expect_refusal(done, ExitCode.FAILED, f"{RUN_DIR} is not a folder", "remove it")
 
 
 # -- nobody hears the name of the device -----------------------------------------------------

@@ -23,7 +23,7 @@ settings.load_profile("unit")
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """State files go to a folder of the test."""
     path = tmp_path / "run"
-    monkeypatch.setattr(state, "RUN_DIR", path)
+    monkeypatch.setattr(state, "run_dir", lambda: path)
     monkeypatch.setattr(state, "socket_path", lambda dev_id: path / f"{dev_id}.sock")
     return path
 

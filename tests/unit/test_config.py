@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 from collections.abc import Callable
 from pathlib import Path
@@ -631,3 +632,19 @@ def test_shared_memory_in_a_mode_that_has_no_use_for_it() -> None:
         build(Draft(device={"shmem_zc": True, "mode": "get-data"}, target_type="null"))
     with pytest.raises(ConfigError, match="shmem_zc with recovery does not go with mode copy"):
         build(Draft(device={"shmem_zc": True, "mode": "copy", "recovery": "fail"}, target_type="null"))
+
+
+# -- whose file it is ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "refused"), [(0o644, False), (0o664, False), (0o666, True), (0o602, True)])
+def test_root_takes_no_file_that_anybody_can_write(write: Write, mode: int, refused: bool) -> None:
+    path = write("target: {type: null}")
+    path.chmod(mode)
+    if not refused or os.geteuid() != 0:
+        assert read_yaml(path).target_type == "null"
+        return
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert caught.value.message == f"{path} can be written by anybody, and says what root is to open"
+    assert caught.value.hint == f"chmod o-w {path}"

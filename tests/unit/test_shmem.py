@@ -55,6 +55,20 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Answe
     listener.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_nothing_is_given_to_a_daemon_of_another(memfd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shmem, "socket_path", lambda dev_id: tmp_path / "sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        os.seteuid(54321)  # the one that listens counts
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(0)
+        with pytest.raises(PermissionError, match="is not the socket of a daemon of this user"):
+            shmem.register(0, memfd)
+
+
 def test_a_number_comes_back_and_the_memory_is_sealed(memfd: int, answering: Answering) -> None:
     sent = answering(struct.pack("i", 7))
     assert shmem.register(0, memfd) == 7

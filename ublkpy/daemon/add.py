@@ -9,8 +9,9 @@ import signal
 import time
 from collections.abc import Callable
 
+from ublkpy import folders
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import ctrl, inspect, log, process, spawn
+from ublkpy.daemon import ctrl, inspect, log, process, spawn, state
 from ublkpy.daemon.delete import delete
 from ublkpy.daemon.server import BRING_UP_DEADLINE, Plan, Server
 from ublkpy.errors import DriverError, UblkError
@@ -88,7 +89,7 @@ def start_daemon(body: Callable[[spawn.Ready], int], *, new: bool) -> dict[str, 
     except EOFError as e:
         raise UblkError(
             "the daemon died while it set the device up",
-            f"its log may say why: journalctl -t ublkpy, or {log.LOG_FILE}; out of memory shows in dmesg",
+            f"its log may say why: journalctl -t ublkpy, or {folders.log_file()}; out of memory shows in dmesg",
         ) from e
     except TimeoutError as e:
         child.end(kill=not new)  # in good order, it would delete its device
@@ -134,6 +135,8 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
 
 
 def _plan(config: DeviceConfig) -> Plan:
+    """What the daemon is to serve; UblkError for what is wrong with it already."""
+    state.check_folder()
     return Plan(config, config.open(), _COOKIE_MARK | secrets.randbits(32))
 
 

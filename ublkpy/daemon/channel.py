@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ublkpy import folders
 from ublkpy.daemon import state
 from ublkpy.errors import UblkError, from_dict
 
@@ -36,7 +37,7 @@ class Channel:
         self._path = state.channel_path(dev_id)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            self._path.parent.mkdir(mode=0o755, exist_ok=True)
+            folders.make(self._path.parent)
             self._path.unlink(missing_ok=True)  # of a daemon that was killed
             os.fchmod(self._listener.fileno(), 0o600)  # what the path gets
             self._listener.bind(str(self._path))

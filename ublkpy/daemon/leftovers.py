@@ -34,7 +34,7 @@ def dead_devices() -> list[int]:
 def stale_files() -> list[Path]:
     """State files and sockets of devices that are gone."""
     found = []
-    for path in sorted(state.RUN_DIR.glob("*")):
+    for path in sorted(state.run_dir().glob("*")):
         match = re.fullmatch(r"(\d+)\.(json|json\.new|sock|watch)", path.name)
         if match and not _belongs(int(match[1])):
             found.append(path)

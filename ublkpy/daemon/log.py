@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ublkpy.daemon import process
 from ublkpy.errors import UblkError
+from ublkpy.folders import log_file, open_log
 
 JOURNAL = Path("/run/systemd/journal/stdout")
-LOG_FILE = Path("/var/log/ublkpy.log")
 
 # syslog(3)'s numbers, which journald reads from a <N> at the start of a line
 _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
@@ -41,15 +41,16 @@ def detach(file: Path | None) -> None:
     stderr itself, not only ``logging``: a crash of the interpreter, too, must leave a trace. UblkError when
     the log cannot be opened.
     """
-    path = file or LOG_FILE
+    path = file or log_file()
     try:
         fd, style = (None if file else _open_journal()), "journal"
         if fd is None:
-            fd, style = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640), "file"
-    except OSError as e:
-        raise UblkError(
-            f"cannot open the log {path}: {os.strerror(e.errno or 0)}", "name another one with --log FILE"
-        ) from e
+            if not file:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd, style = open_log(path), "file"
+    except (OSError, UblkError) as e:
+        why = os.strerror(e.errno or 0) if isinstance(e, OSError) else e.message
+        raise UblkError(f"cannot open the log {path}: {why}", "name another one with --log FILE") from e
     process.redirect_streams(fd)
     os.close(fd)
     _set_up(_Formatter(style))

@@ -65,7 +65,7 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
     if device.known is None:
         state.read(dev_id)  # says what is wrong with it, if anything
         raise UblkError(
-            f"device {dev_id} was not added by ublkpy, or its state file {state.RUN_DIR}/{dev_id}.json is gone",
+            f"device {dev_id} was not added by ublkpy, or its state file {state.run_dir()}/{dev_id}.json is gone",
             f"use the tool that added it, or delete it: ublk del -n {dev_id}",
         )
     # A daemon that was killed just now may still be on its way out.

@@ -31,10 +31,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
+from ublkpy import folders
 from ublkpy.daemon import regbuf
 from ublkpy.daemon.memory import HugeFile, Refused, length_of, owner_of
 from ublkpy.errors import UblkError, from_dict
-from ublkpy.shmem import WHY, socket_path
+from ublkpy.shmem import WHY, peer_uid, socket_path
 from ublkpy.uring.shmem import MAX_BUFFERS, Mapping, SharedBuffers
 
 _log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Sharing:
     def _listen(self) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
         try:
-            self._path.parent.mkdir(mode=0o755, exist_ok=True)
+            folders.make(self._path.parent)
             self._path.unlink(missing_ok=True)  # of a daemon that was killed
             os.fchmod(self._listener.fileno(), 0o600)  # what the path gets
             self._listener.bind(str(self._path))
@@ -115,6 +116,9 @@ class Sharing:
         except OSError as e:
             self._stop_listening()
             raise UblkError(f"cannot make the socket {self._path}: {os.strerror(e.errno or 0)}") from e
+        except UblkError as e:
+            self._stop_listening()
+            raise UblkError(f"cannot make the socket {self._path}: {e.message}", e.hint) from e
         try:
             self._thread.start()
         except RuntimeError as e:
@@ -159,6 +163,11 @@ class Sharing:
             return
         if self._clients == _MAX_CLIENTS:
             _log.warning("shared memory refused: %d clients are connected already", _MAX_CLIENTS)
+            client.close()
+            return
+        uid = peer_uid(client)
+        if uid not in (0, os.geteuid()):  # the socket's mode says so, too
+            _log.warning("shared memory refused: the client is of user %d", uid)
             client.close()
             return
         self._clients += 1

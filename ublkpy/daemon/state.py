@@ -1,7 +1,8 @@
 """The state file of a device: all that ``recover`` and ``list`` need to know.
 
-One JSON file a device in /run/ublkpy, replaced atomically: written beside,
-synced, renamed.
+One JSON file a device in /run/ublkpy, or a folder of the user's own, replaced
+atomically: written beside, synced, renamed. It is read only where nobody else
+can have written it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ublkpy import folders
 from ublkpy.errors import UblkError
+from ublkpy.folders import RUN_DIR as RUN_DIR
+from ublkpy.folders import run_dir as run_dir
 from ublkpy.shmem import socket_path
 
-RUN_DIR = Path("/run/ublkpy")
 VERSION = 2
 
 _PF_EXITING = 0x4  # include/linux/sched.h
@@ -64,13 +67,21 @@ class DeviceState:
         return process_start_time(self.pid) == self.start_time
 
 
+def check_folder() -> None:
+    """UblkError unless state files can be kept."""
+    try:
+        folders.make(run_dir())
+    except OSError as e:
+        raise UblkError(f"cannot make {run_dir()}: {os.strerror(e.errno or errno.EIO)}") from e
+
+
 def write(state: DeviceState) -> None:
     """Replace the device's file; a crash leaves the old or the new one, never a part. Raises UblkError."""
     path = _path(state.dev_id)
     new = _unfinished(state.dev_id)
     text = json.dumps({"version": VERSION, **asdict(state)}, indent=1)
     try:
-        RUN_DIR.mkdir(mode=0o755, exist_ok=True)
+        folders.make(run_dir())
         new.unlink(missing_ok=True)  # of a daemon that was killed meanwhile
         with os.fdopen(os.open(new, _NEW_FILE, 0o600), "w") as f:
             f.write(text)
@@ -82,7 +93,7 @@ def write(state: DeviceState) -> None:
             new.unlink()
         raise UblkError(
             f"cannot write the state file {path}: {os.strerror(e.errno or errno.EIO)}",
-            f"is there room in /run, and is {RUN_DIR} a folder of ours?",
+            f"is there room in {path.parent}?",
         ) from e
 
 
@@ -90,7 +101,10 @@ def read(dev_id: int) -> DeviceState | None:
     """The device's state; None when there is no file. UblkError when it is not ours to understand."""
     path = _path(dev_id)
     try:
-        data = json.loads(path.read_text())
+        if path.parent.exists():
+            folders.trusted(path.parent)
+        with os.fdopen(folders.open_own(path)) as f:
+            data = json.load(f)
         if data.pop("version") != VERSION:
             raise UblkError(
                 f"{path} was written by another version of ublkpy", f"delete the device: ublk del -n {dev_id}"
@@ -100,7 +114,8 @@ def read(dev_id: int) -> DeviceState | None:
     except FileNotFoundError:
         return None
     except OSError as e:
-        raise UblkError(f"cannot read {path}: {os.strerror(e.errno or 0)}") from e
+        why = "it is a link" if e.errno == errno.ELOOP else os.strerror(e.errno or 0)
+        raise UblkError(f"cannot read {path}: {why}", f"remove it, and delete the device: ublk del -n {dev_id}") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise damaged(dev_id, e) from e
 
@@ -120,19 +135,21 @@ def remove(dev_id: int, cookie: int | None = None) -> None:
             state = read(dev_id)
             if state and state.cookie != cookie:
                 return
-    for path in (_path(dev_id), _unfinished(dev_id), channel_path(dev_id), watch_path(dev_id), socket_path(dev_id)):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            path.unlink()
+    # A user whose folders went when he logged out has no files to remove.
+    with contextlib.suppress(UblkError):
+        for path in (_path(dev_id), _unfinished(dev_id), channel_path(dev_id), watch_path(dev_id), socket_path(dev_id)):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
 
 
 def channel_path(dev_id: int) -> Path:
     """Where the device's daemon hears orders."""
-    return RUN_DIR / f"{dev_id}.sock"
+    return run_dir() / f"{dev_id}.sock"
 
 
 def watch_path(dev_id: int) -> Path:
     """What the process that supervises the device holds locked."""
-    return RUN_DIR / f"{dev_id}.watch"
+    return run_dir() / f"{dev_id}.watch"
 
 
 def process_start_time(pid: int) -> int | None:
@@ -148,8 +165,8 @@ def process_start_time(pid: int) -> int | None:
 
 
 def _unfinished(dev_id: int) -> Path:
-    return RUN_DIR / f"{dev_id}.json.new"
+    return run_dir() / f"{dev_id}.json.new"
 
 
 def _path(dev_id: int) -> Path:
-    return RUN_DIR / f"{dev_id}.json"
+    return run_dir() / f"{dev_id}.json"

@@ -128,7 +128,7 @@ def test_file_that_cannot_be_opened(tmp_path: Path, name: str, in_child: InChild
 
 def test_without_a_journal_the_file_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_child: InChild) -> None:
     monkeypatch.setattr(log, "JOURNAL", tmp_path / "no socket")
-    monkeypatch.setattr(log, "LOG_FILE", tmp_path / "ublkpy.log")
+    monkeypatch.setattr(log, "log_file", lambda: tmp_path / "ublkpy.log")
     in_child(lambda: write_to(None))
     assert "careful" in (tmp_path / "ublkpy.log").read_text()
 
@@ -141,7 +141,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
     """A listener where journald's would be; gives back all that one client sent."""
     path = tmp_path / "journal"
     monkeypatch.setattr(log, "JOURNAL", path)
-    monkeypatch.setattr(log, "LOG_FILE", tmp_path / "ublkpy.log")
+    monkeypatch.setattr(log, "log_file", lambda: tmp_path / "ublkpy.log")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -183,7 +183,7 @@ def test_journal_that_nobody_reads_is_no_reason_to_fail(
 ) -> None:
     """A socket is left behind by a journald that was stopped."""
     monkeypatch.setattr(log, "JOURNAL", tmp_path / "journal")
-    monkeypatch.setattr(log, "LOG_FILE", tmp_path / "ublkpy.log")
+    monkeypatch.setattr(log, "log_file", lambda: tmp_path / "ublkpy.log")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(tmp_path / "journal"))
     in_child(lambda: write_to(None))

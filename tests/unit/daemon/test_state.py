@@ -138,6 +138,34 @@ def test_file_that_cannot_be_read(path: Path) -> None:
         state.read(5)
 
 
+def test_link(path: Path, tmp_path: Path) -> None:
+    """Where it leads, another may say what to recover."""
+    state.write(STATE)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UblkError, match=r"cannot read .*5\.json: it is a link"):
+        state.read(5)
+    state.write(STATE)  # takes its place, and does not follow it
+    assert not path.is_symlink()
+    assert state.read(5) == STATE
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_others_can_write_is_not_believed(path: Path, what: str) -> None:
+    state.write(STATE)
+    (path if what == "file" else path.parent).chmod(0o777)
+    with pytest.raises(UblkError, match=r"others can write in|may have been written by another"):
+        state.read(5)
+
+
+def test_folder_that_others_can_write_gets_no_file(path: Path) -> None:
+    path.parent.chmod(0o777)
+    for act in (state.check_folder, lambda: state.write(STATE)):
+        with pytest.raises(UblkError, match="others can write in"):
+            act()
+    assert [*path.parent.iterdir()] == []
+
+
 # -- removing ------------------------------------------------------------------------------
 
 
