@@ -236,7 +236,13 @@ for _opt in config.DeviceOptions.options.values():
 @cli.command("del")
 @click.argument("ids", type=DEVICE_ID, nargs=-1, shell_complete=complete_ids)
 @click.option("-n", "--number", "numbers", type=DEVICE_ID, multiple=True, help="device id; repeatable")
-@click.option("-a", "--all", "every", is_flag=True, help="all devices, those of other servers included")
+@click.option(
+    "-a",
+    "--all",
+    "every",
+    is_flag=True,
+    help="all devices, those of other servers included; if you are not root, yours",
+)
 @click.option("--dead", is_flag=True, help="what crashes left: devices without a server, files without a device")
 @click.option("--force", is_flag=True, help="also if in use; kills a daemon that does not answer")
 @click.option("--async", "no_wait", is_flag=True, help="do not wait until the id is free")
@@ -251,7 +257,7 @@ def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, dead: bo
         ctrl.require_driver()  # without it there is no device to ask for
     if dead:
         return _status_of(leftovers.clear())
-    dev_ids = inspect.device_ids() if every else list(dict.fromkeys((*numbers, *ids)))
+    dev_ids = inspect.reachable_ids() if every else list(dict.fromkeys((*numbers, *ids)))
     errors = delete_each(dev_ids, force=force, wait=not no_wait)
     if every:  # others may delete, too, and then it is done
         errors = [e for e in errors if not isinstance(e, NoDeviceError)]
@@ -278,11 +284,14 @@ def list_(dev_id: int | None, as_json: bool) -> None:
         click.echo(shown)
         return
     found = inspect.list_devices()
+    hidden = inspect.not_listed()
+    for line in hidden:
+        log.info("%s", line)
     if as_json:
         click.echo(render.devices_json(found))
     elif found:
         click.echo(render.devices(found))
-    else:
+    elif not hidden:
         click.echo("no ublk devices; one comes with: ublk add -t null", err=True)
     if stale := leftovers.stale_files():
         log.warning("left by devices that are gone: %s; ublk del --dead removes it", ", ".join(map(str, stale)))

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from ublkpy.daemon.inspect import DeviceStatus, thread_affinity
+from ublkpy.folders import user_name
 from ublkpy.tgt.options import SECTOR, format_size
 from ublkpy.uring.integrity import Csum
 from ublkpy.uring.uapi import Attr, Feature, ParamGroups
@@ -73,6 +74,8 @@ def _row(device: DeviceStatus) -> list[object]:
     info, known = device.info, device.known
     backing = known.backing if known else ""
     note = f"no daemon; run: {device.advice}" if device.advice else ""
+    if Feature.UNPRIVILEGED_DEV in info.flags and not known:
+        note = "; ".join(filter(None, (f"of {user_name(info.owner_uid)}", note)))
     return [
         info.dev_id,
         device.node,

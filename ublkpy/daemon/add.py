@@ -36,7 +36,6 @@ def add(
     Raises UblkError, also for what the daemon found wrong, KeyboardInterrupt, and what these raise; then nothing is
     left.
     """
-    ctrl.require_driver()
     plan = _plan(config)
 
     def body(ready: spawn.Ready) -> int:
@@ -61,7 +60,6 @@ def add_in_foreground(config: DeviceConfig, on_ready: Callable[[int], None]) -> 
 
     ``on_ready`` is called with the id once the node can be opened. Logs go to stderr.
     """
-    ctrl.require_driver()
     plan = _plan(config)
     log.to_terminal()
     server = Server(plan)
@@ -136,6 +134,7 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
 
 def _plan(config: DeviceConfig) -> Plan:
     """What the daemon is to serve; UblkError for what is wrong with it already."""
+    ctrl.require_right_to_add()
     state.check_folder()
     return Plan(config, config.open(), _COOKIE_MARK | secrets.randbits(32))
 

@@ -7,18 +7,24 @@ and its clients, and all that takes the mutex of the device waits for them:
 SET_PARAMS, GET_PARAMS, START_DEV, START_USER_RECOVERY, END_USER_RECOVERY
 (ublk_drv.c). On a device that others may be stopping, send those through
 ``spawn.isolated``.
+
+A device of an ordinary user (UBLK_F_UNPRIVILEGED_DEV) is open to those who may
+open its character device, whose path goes in front of what each command
+carries. The driver takes the path of other devices, too, but not in front of data.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ublkpy.errors import DriverError, InterruptedByUser, UblkError, command_error
+from ublkpy import folders
+from ublkpy.daemon import privilege
+from ublkpy.errors import DriverError, InterruptedByUser, UblkError, command_error, no_device
 from ublkpy.uring.command import CommandRing
 from ublkpy.uring.ffi import ffi, lib
 from ublkpy.uring.uapi import SECTOR, DevInfo, Feature, ParamGroups, Params, param_groups
@@ -26,7 +32,7 @@ from ublkpy.uring.uapi import SECTOR, DevInfo, Feature, ParamGroups, Params, par
 CONTROL = Path("/dev/ublk-control")
 AUTO_ID = 0xFFFFFFFF
 _NO_QUEUE = 0xFFFF
-_CAP_SYS_ADMIN = 21  # include/uapi/linux/capability.h
+_OF_NO_DEVICE = ("GET_FEATURES", "ADD_DEV")
 _CPU_MASK_BYTES = 1024  # 8192 CPUs, the most that x86-64 kernels are built for
 
 QUICK = 15.0
@@ -38,15 +44,38 @@ for the partition scan."""
 
 
 def require_driver() -> None:
-    """DriverError unless /dev/ublk-control can be opened, and used."""
+    """DriverError unless /dev/ublk-control can be opened."""
     try:
         os.close(os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC))
     except OSError as e:
         raise _open_error(e) from e
-    if not _may_administer():
+
+
+def require_right_to_add() -> None:
+    """DriverError unless the driver lets this process add a device."""
+    require_driver()
+    if not privilege.may_administer():
         raise DriverError(
-            f"no privilege to use {CONTROL}: this process lacks CAP_SYS_ADMIN", "run it as root, for example with sudo"
+            "no privilege to add a device: this process lacks CAP_SYS_ADMIN", "run it as root, for example with sudo"
         )
+
+
+def char_path(dev_id: int) -> str:
+    """The character device, for the daemon."""
+    return f"/dev/ublkc{dev_id}"
+
+
+def reachable(dev_id: int) -> bool:
+    """Whether this user may send commands to the device."""
+    return privilege.may_administer() or os.access(char_path(dev_id), os.R_OK | os.W_OK)
+
+
+def owner(dev_id: int) -> str:
+    """The name of the user whose device it is, for those who may not ask the driver."""
+    try:
+        return folders.user_name(os.stat(char_path(dev_id)).st_uid)  # noqa: PTH116
+    except OSError:
+        return "another user"
 
 
 class Control:
@@ -57,6 +86,7 @@ class Control:
             self._ring = CommandRing(str(CONTROL))
         except OSError as e:
             raise _open_error(e) from e
+        self._administrator = privilege.may_administer()
 
     def __enter__(self) -> Control:
         return self
@@ -99,9 +129,11 @@ class Control:
         return params
 
     def info(self, dev_id: int) -> DevInfo:
-        """GET_DEV_INFO."""
+        """GET_DEV_INFO, or GET_DEV_INFO2 for the devices of ordinary users."""
         info = ffi.new("struct ublksrv_ctrl_dev_info *")
-        self._call("GET_DEV_INFO", dev_id, buf=info)
+        refused = errno.EINVAL  # where root must name the character device
+        if not self._administrator or self._call("GET_DEV_INFO", dev_id, buf=info, accept=[refused]) == -refused:
+            self._call("GET_DEV_INFO2", dev_id, buf=info)
         return DevInfo.from_c(info)
 
     def affinity(self, dev_id: int, q_id: int) -> set[int]:
@@ -121,7 +153,7 @@ class Control:
         Only for devices with UBLK_F_USER_RECOVERY. On those, EINVAL is how Linux 6.12 says that the command was
         sent before, for a daemon that died before its FETCHes.
         """
-        self._call("START_USER_RECOVERY", dev_id, accept=errno.EINVAL)
+        self._call("START_USER_RECOVERY", dev_id, accept=[errno.EINVAL])
 
     def end_recovery(self, dev_id: int, abort_fd: int) -> None:
         """END_USER_RECOVERY: waits for all FETCHes of the new daemon, then requests flow again."""
@@ -136,8 +168,9 @@ class Control:
         self._call("DEL_DEV", dev_id, timeout=timeout)
 
     def delete_async(self, dev_id: int, timeout: float) -> None:
-        """DEL_DEV_ASYNC: the same without the last wait. Before Linux 6.9, which has no such command, DEL_DEV."""
-        if self._call("DEL_DEV_ASYNC", dev_id, timeout=timeout, accept=errno.EOPNOTSUPP) < 0:
+        """DEL_DEV_ASYNC: the same without the last wait. DEL_DEV before Linux 6.9, which has no such command
+        (EOPNOTSUPP), and for the devices of ordinary users, which cannot have it (EINVAL)."""
+        if self._call("DEL_DEV_ASYNC", dev_id, timeout=timeout, accept=[errno.EOPNOTSUPP, errno.EINVAL]) < 0:
             self.delete(dev_id, timeout)
 
     def try_stop(self, dev_id: int, timeout: float) -> None:
@@ -166,7 +199,7 @@ class Control:
 
     def unregister_buffer(self, dev_id: int, index: int, timeout: float) -> None:
         """UNREG_BUF: have the driver let go of it, after the same wait. One that it does not know is no error."""
-        self._call("UNREG_BUF", dev_id, data=index, timeout=timeout, accept=errno.ENOENT)
+        self._call("UNREG_BUF", dev_id, data=index, timeout=timeout, accept=[errno.ENOENT])
 
     def _call(
         self,
@@ -177,21 +210,28 @@ class Control:
         data: int = 0,
         timeout: float = QUICK,
         abort_fd: int = -1,
-        accept: int = 0,
+        accept: Sequence[int] = (),
     ) -> int:
-        """Send a command and wait for its result; that is -``accept`` if it failed with this errno."""
+        """Send a command and wait for its result; that is -errno if it failed with one of those in ``accept``."""
         cmd = ffi.new("struct ublksrv_ctrl_cmd *")
         cmd.dev_id = dev_id
         cmd.queue_id = _NO_QUEUE
         cmd.data[0] = data
+        # A copy, to have the path in front of it.
+        data_size = 0 if buf is None else _size(buf)
+        path = self._path(command, dev_id, data_size)
+        carried = ffi.new("uint8_t[]", len(path) + data_size)
+        ffi.memmove(carried, path, len(path))
         if buf is not None:
-            cmd.addr = int(ffi.cast("uintptr_t", buf))
-            # An array's own size, or that of what a pointer points to.
-            kind = ffi.typeof(buf)
-            cmd.len = ffi.sizeof(buf) if kind.kind == "array" else ffi.sizeof(kind.item)
+            ffi.memmove(carried + len(path), buf, data_size)
+        if len(carried):
+            cmd.addr, cmd.len, cmd.dev_path_len = int(ffi.cast("uintptr_t", carried)), len(carried), len(path)
         code = getattr(lib, f"UBLK_U_CMD_{command}")
         try:
-            return self._ring.call(code, cmd, timeout, keep=(buf,), abort_fd=abort_fd)
+            result = self._ring.call(code, cmd, timeout, keep=(carried,), abort_fd=abort_fd)
+            if buf is not None:
+                ffi.memmove(buf, carried + len(path), data_size)
+            return result
         except TimeoutError as e:
             raise UblkError(
                 f"{command} of device {dev_id} is not done after {timeout:g} s",
@@ -200,15 +240,30 @@ class Control:
         except InterruptedError as e:
             raise InterruptedByUser(f"{command} of device {dev_id} was interrupted") from e
         except OSError as e:
-            if e.errno == accept:
-                return -accept
-            raise command_error(command, e.errno or errno.EIO, dev_id) from e
+            number = e.errno or errno.EIO
+            if number in accept:
+                return -number
+            if path and number == errno.ENOENT:
+                raise no_device(dev_id) from e
+            if path and number in (errno.EPERM, errno.EACCES):
+                raise DriverError(
+                    f"device {dev_id} belongs to {owner(dev_id)}", "only that user and root may have it: try sudo"
+                ) from e
+            raise command_error(command, number, dev_id) from e
+
+    def _path(self, command: str, dev_id: int, data_size: int) -> bytes:
+        """The path of the character device with its NUL, or nothing.
+
+        Of all commands with data, root needs GET_DEV_INFO2 alone for the devices of others.
+        """
+        named = command == "GET_DEV_INFO2" or not (self._administrator and data_size)
+        return b"" if command in _OF_NO_DEVICE or not named else char_path(dev_id).encode() + b"\0"
 
 
-def _may_administer() -> bool:
-    """Whether this process has CAP_SYS_ADMIN (proc(5), capabilities(7))."""
-    effective = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return bool(effective and int(effective[1], 16) >> _CAP_SYS_ADMIN & 1)
+def _size(buf: Any) -> int:
+    """An array's own size in bytes, or that of what a pointer points to."""
+    kind = ffi.typeof(buf)
+    return int(ffi.sizeof(buf) if kind.kind == "array" else ffi.sizeof(kind.item))
 
 
 def _open_error(e: OSError) -> UblkError:

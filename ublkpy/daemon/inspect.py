@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ublkpy.daemon import state
-from ublkpy.daemon.ctrl import Control
+from ublkpy.daemon.ctrl import Control, owner, reachable
 from ublkpy.daemon.disk import Disk
 from ublkpy.daemon.spawn import isolated
-from ublkpy.errors import NoDeviceError, UblkError, no_device
+from ublkpy.errors import DriverError, NoDeviceError, UblkError, no_device
 from ublkpy.uring.uapi import DevInfo, Feature, ParamGroups, State
 
 _CLASS = Path("/sys/class/ublk-char")
@@ -109,6 +109,11 @@ def device_ids() -> list[int]:
     return sorted(int(p.name.removeprefix("ublkc")) for p in _CLASS.iterdir())
 
 
+def reachable_ids() -> list[int]:
+    """Those whose devices this user may ask for and delete: all for root, else his own."""
+    return [dev_id for dev_id in device_ids() if reachable(dev_id)]
+
+
 def incarnation(dev_id: int) -> int | None:
     """A number that no earlier or later device of this id has; None while it comes or goes.
 
@@ -127,13 +132,22 @@ def status(dev_id: int) -> DeviceStatus:
 
 
 def list_devices() -> list[DeviceStatus]:
-    """All devices, by id."""
+    """All devices that this user may ask for, by id."""
     found = []
     with Control() as control:
-        for dev_id in device_ids():
-            with contextlib.suppress(NoDeviceError):
+        for dev_id in reachable_ids():
+            with contextlib.suppress(NoDeviceError, DriverError):  # another's meanwhile
                 found.append(_status(control, dev_id))
     return found
+
+
+def not_listed() -> list[str]:
+    """A line for each user whose devices this one may not ask for."""
+    others: dict[str, list[int]] = {}
+    for dev_id in device_ids():
+        if not reachable(dev_id):
+            others.setdefault(owner(dev_id), []).append(dev_id)
+    return [f"not shown: {', '.join(map(str, dev_ids))}, of {name}" for name, dev_ids in others.items()]
 
 
 def features() -> Feature:
@@ -165,8 +179,8 @@ def params(dev_id: int) -> ParamGroups:
 def find_by_cookie(cookie: int) -> int | None:
     """The id of the device that was added with this cookie."""
     with Control() as control:
-        for dev_id in device_ids():
-            with contextlib.suppress(NoDeviceError):  # gone since we looked
+        for dev_id in reachable_ids():
+            with contextlib.suppress(NoDeviceError, DriverError):  # gone since we looked, or another's
                 if control.info(dev_id).ublksrv_flags == cookie:
                     return dev_id
     return None

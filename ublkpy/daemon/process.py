@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ublkpy.daemon import mounts
+from ublkpy.daemon import mounts, privilege
 from ublkpy.uring import libc
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def harden() -> None:
     Call it before the first thread: the threads inherit all of it.
     """
     _attempt("own mount namespace", _leave_mounts)
-    _attempt("locking memory", libc.lock_memory)
+    _attempt("locking memory", _lock_memory)
     _attempt("PR_SET_IO_FLUSHER", libc.set_io_flusher)
     _attempt("oom_score_adj", lambda: Path("/proc/self/oom_score_adj").write_text("-1000"))
 
@@ -51,6 +51,14 @@ def _attempt(what: str, action: Callable[[], object]) -> None:
         action()
     except OSError as e:
         log.info("%s: not available: %s", what, e)
+
+
+def _lock_memory() -> None:
+    """Not as far as a limit allows: then what is mapped later, a queue's buffers for one, could not be had at all."""
+    limit = privilege.memory_limit()
+    if limit is not None:
+        raise OSError(f"the limit is {limit >> 10} KiB (ulimit -l)")
+    libc.lock_memory()
 
 
 def _leave_mounts() -> None:

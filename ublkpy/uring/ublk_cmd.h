@@ -11,6 +11,7 @@
 /* Control commands on /dev/ublk-control: _IOR/_IOWR('u', nr, 32 bytes) */
 #define UBLK_U_CMD_GET_QUEUE_AFFINITY	0x80207501U
 #define UBLK_U_CMD_GET_DEV_INFO		0x80207502U
+#define UBLK_U_CMD_GET_DEV_INFO2	0x80207512U
 #define UBLK_U_CMD_ADD_DEV		0xc0207504U
 #define UBLK_U_CMD_DEL_DEV		0xc0207505U
 #define UBLK_U_CMD_START_DEV		0xc0207506U
