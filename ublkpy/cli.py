@@ -424,6 +424,27 @@ def features(as_json: bool) -> None:
     click.echo(render.features_json(found) if as_json else render.features(found))
 
 
+@cli.group("udev", cls=_Group)
+def udev_() -> None:
+    """Let users add devices of their own (docs/unprivileged.md)."""
+
+
+@udev_.command("install")
+def udev_install() -> None:
+    """Make the group ublk and give udev the rules for unprivileged devices; as root, once."""
+    from ublkpy.daemon import udev
+
+    click.echo("\n".join(udev.install()))
+
+
+@udev_.command("remove")
+def udev_remove() -> None:
+    """Take the rules away again."""
+    from ublkpy.daemon import udev
+
+    click.echo("\n".join(udev.remove()))
+
+
 @cli.command()
 @click.option("-c", "--config", "file", type=click.Path(path_type=Path), required=True, help="YAML file")
 def check(file: Path) -> None:

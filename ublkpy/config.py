@@ -67,6 +67,9 @@ class DeviceOptions(DiskOptions):
         " also sends those in flight again; fail answers with errors until then",
     )
     supervise: bool = option(False, help="have a process bring the device back when its daemon dies; needs recovery")
+    unprivileged: bool = option(
+        False, help="a device of your own, for a user without privilege: docs/unprivileged.md says what it cannot do"
+    )
     shmem_zc: bool = option(False, help="serve requests in memory that clients share, without a copy: docs/shmem.md")
     htlb: Path | None = option(None, help="share this hugetlbfs file from the start; needs shmem_zc")
     rdonly_shmem_buf: bool = option(
@@ -178,6 +181,8 @@ def _check(device: DeviceOptions, target: Target) -> None:
             ["max_sectors", "max_io_buf_bytes"],
         )
     mode.check_depth(device.mode, device.depth)
+    if device.unprivileged:
+        _check_unprivileged(device, target)
     if target.has_metadata:
         mode.check_metadata(device.mode)
         if device.shmem_zc:
@@ -186,6 +191,23 @@ def _check(device: DeviceOptions, target: Target) -> None:
                 "leave one of the two out",
                 ["shmem_zc", "metadata_size"],
             )
+
+
+def _check_unprivileged(device: DeviceOptions, target: Target) -> None:
+    """ConfigError for what the driver refuses to ordinary users, or drops silently (ublk_drv.c, ublk_ctrl_add_dev)."""
+    mode.check_unprivileged(device.mode)
+    if device.recovery != "none":
+        raise ConfigError(
+            "unprivileged devices go with their daemon: the driver has no recovery for them",
+            "leave recovery out",
+            ["recovery", "unprivileged"],
+        )
+    if target.has_metadata:
+        raise ConfigError(
+            "unprivileged devices cannot have metadata: only a daemon that may copy all data itself gets it",
+            "leave one of the two out",
+            ["unprivileged", "metadata_size"],
+        )
 
 
 def from_dump(data: Mapping[str, Any]) -> DeviceConfig:

@@ -14,6 +14,7 @@ import struct
 from pathlib import Path
 
 from ublkpy import folders
+from ublkpy.errors import UblkError
 
 # What the errors of the protocol mean.
 WHY = {
@@ -51,7 +52,10 @@ def register(dev_id: int, fd: int, timeout: float = 90.0) -> int:
     """
     with contextlib.suppress(OSError):  # sealed already, or else the answer tells
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    path = socket_path(dev_id)
+    try:
+        path = socket_path(dev_id)
+    except UblkError as e:
+        raise FileNotFoundError(errno.ENOENT, e.message) from e
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.settimeout(timeout)
         try:

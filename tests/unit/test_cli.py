@@ -25,7 +25,7 @@ from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 
 COMMANDS = ["add", "del", "list", "recover", "upgrade", "stop", "start", "quiesce", "resize", "set-affinity"]
-COMMANDS += ["params", "features", "check", "help"]
+COMMANDS += ["params", "features", "udev", "check", "help"]
 
 no_driver = pytest.mark.skipif(CONTROL.exists(), reason=f"{CONTROL} exists: nothing to be said about its absence")
 

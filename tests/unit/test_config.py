@@ -15,6 +15,7 @@ from ublkpy.config import DeviceConfig, DeviceOptions, Draft, build, from_dump, 
 from ublkpy.errors import ConfigError
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
+from ublkpy.uring.mode import MODES
 
 Write = Callable[[str], Path]
 
@@ -68,6 +69,7 @@ def test_defaults_of_a_device() -> None:
         "mode": "auto",
         "recovery": "none",
         "supervise": False,
+        "unprivileged": False,
         "shmem_zc": False,
         "rdonly_shmem_buf": False,
         "read_only": False,
@@ -632,6 +634,35 @@ def test_shared_memory_in_a_mode_that_has_no_use_for_it() -> None:
         build(Draft(device={"shmem_zc": True, "mode": "get-data"}, target_type="null"))
     with pytest.raises(ConfigError, match="shmem_zc with recovery does not go with mode copy"):
         build(Draft(device={"shmem_zc": True, "mode": "copy", "recovery": "fail"}, target_type="null"))
+
+
+# -- devices of ordinary users -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_modes_of_ordinary_users(mode: str) -> None:
+    """As in ublk_drv.c, ublk_ctrl_add_dev: the driver copies their data itself."""
+    draft = Draft(device={"unprivileged": True, "mode": mode}, target_type="null")
+    if mode in ("copy", "get-data", "batch+copy"):
+        assert build(draft).device.unprivileged
+        return
+    with pytest.raises(ConfigError) as caught:
+        build(draft)
+    assert caught.value.message == f"mode {mode} is not for unprivileged devices: the driver copies their data itself"
+    assert caught.value.hint == "leave mode out, or choose copy, get-data, batch+copy"
+
+
+def test_unprivileged_and_what_does_not_go_with_it(write: Write) -> None:
+    for device, target, words in (
+        ({"recovery": "fail"}, {}, "has no recovery for them"),
+        ({}, {"metadata_size": 8}, "cannot have metadata"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            build(Draft(device={"unprivileged": True, **device}, target_type="null", target=target))
+    path = write("depth: 8\nunprivileged: true\nrecovery: queue\ntarget: {type: null}")
+    with pytest.raises(ConfigError) as caught:
+        build(Draft(), read_yaml(path))
+    assert caught.value.message.startswith(f"{path}:3: recovery: ")
 
 
 # -- whose file it is ----------------------------------------------------------------------

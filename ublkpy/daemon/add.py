@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ublkpy import folders
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import ctrl, inspect, log, process, spawn, state
+from ublkpy.daemon import ctrl, inspect, log, process, spawn, state, udev
 from ublkpy.daemon.delete import delete
 from ublkpy.daemon.server import BRING_UP_DEADLINE, Plan, Server
 from ublkpy.errors import DriverError, UblkError
@@ -134,7 +134,9 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
 
 def _plan(config: DeviceConfig) -> Plan:
     """What the daemon is to serve; UblkError for what is wrong with it already."""
-    ctrl.require_right_to_add()
+    ctrl.require_right_to_add(unprivileged=config.device.unprivileged)
+    if config.device.unprivileged:
+        udev.check_set_up()
     state.check_folder()
     return Plan(config, config.open(), _COOKIE_MARK | secrets.randbits(32))
 
@@ -168,7 +170,6 @@ def _wait_node(dev_id: int) -> None:
             return
         except OSError as e:
             if time.monotonic() > deadline:
-                raise UblkError(
-                    f"{node} cannot be opened: {os.strerror(e.errno or 0)}", "is udev or devtmpfs running?"
-                ) from e
+                hint = "is udev or devtmpfs running?" if os.geteuid() == 0 else udev.why_closed(e.errno or 0)
+                raise UblkError(f"{node} cannot be opened: {os.strerror(e.errno or 0)}", hint) from e
         time.sleep(0.01)

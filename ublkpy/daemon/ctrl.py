@@ -51,12 +51,19 @@ def require_driver() -> None:
         raise _open_error(e) from e
 
 
-def require_right_to_add() -> None:
-    """DriverError unless the driver lets this process add a device."""
+def require_right_to_add(*, unprivileged: bool) -> None:
+    """DriverError unless the driver lets this process add such a device."""
     require_driver()
-    if not privilege.may_administer():
+    administrator = privilege.may_administer()
+    if unprivileged and administrator:
         raise DriverError(
-            "no privilege to add a device: this process lacks CAP_SYS_ADMIN", "run it as root, for example with sudo"
+            "unprivileged devices are for those who lack CAP_SYS_ADMIN: the driver makes an ordinary one of root's",
+            "leave --unprivileged out, or run it as the user whose device it is to be",
+        )
+    if not unprivileged and not administrator:
+        raise DriverError(
+            "no privilege to add a device: this process lacks CAP_SYS_ADMIN",
+            "run it as root, for example with sudo; or add a device of your own with --unprivileged",
         )
 
 
@@ -274,10 +281,18 @@ def _open_error(e: OSError) -> UblkError:
             " Debian's and Ubuntu's kernels it may be in a package of extra modules)",
         )
     if e.errno in (errno.EACCES, errno.EPERM) and not os.access(CONTROL, os.R_OK | os.W_OK):
-        return DriverError(f"no permission to open {CONTROL}", "run it as root, for example with sudo")
+        return DriverError(
+            f"no permission to open {CONTROL}",
+            "run it as root, for example with sudo; or, for devices of your own, have root run ublk udev install",
+        )
     if e.errno in (errno.ENOSYS, errno.EPERM):
         return DriverError(
             "io_uring is not available to this process",
             "set sysctl kernel.io_uring_disabled=0, and allow io_uring in the container's seccomp profile",
+        )
+    if e.errno == errno.ENOMEM:
+        return DriverError(
+            f"cannot use {CONTROL}: {os.strerror(errno.ENOMEM)}",
+            "a user who is not root may need a higher limit of locked memory (ulimit -l)",
         )
     return DriverError(f"cannot use {CONTROL}: {os.strerror(e.errno or errno.EIO)}", f"python is {sys.executable}")

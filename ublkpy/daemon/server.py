@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import end, inspect, log, resize, state
+from ublkpy.daemon import end, inspect, log, resize, state, udev
 from ublkpy.daemon.channel import Channel
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.memory import HugeFile
@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 _OPEN_DEADLINE = 10.0
 _HELPER_DEADLINE = 120.0
 
-BRING_UP_DEADLINE = _OPEN_DEADLINE + 3 * START_DEADLINE + 2 * SHMEM_DEADLINE + _HELPER_DEADLINE
+BRING_UP_DEADLINE = udev.OWNED_DEADLINE + _OPEN_DEADLINE + 3 * START_DEADLINE + 2 * SHMEM_DEADLINE + _HELPER_DEADLINE
 """Seconds after which a daemon serves, or has said why not: all that it waits for, and then taking it back."""
 
 _RECOVERY_FLAGS = {
@@ -84,6 +84,8 @@ class Plan:
         """What the driver must have, by what needs it; the mode comes on top."""
         options = self.config.device
         needed = {f"recovery {options.recovery!r}": _RECOVERY_FLAGS[options.recovery]}
+        if options.unprivileged:
+            needed["unprivileged"] = Feature.UNPRIVILEGED_DEV
         if options.io_desc_size != IO_DESC_SIZE:
             needed[f"io_desc_size {options.io_desc_size}"] = Feature.IO_DESC_SIZE
         if self.geometry.integrity:
@@ -169,7 +171,7 @@ class Server:
                 features,
                 options.depth,
                 options.threads_per_queue,
-                user_copy=target.has_metadata or not target.moves_data,
+                user_copy=target.has_metadata or not (target.moves_data or options.unprivileged),
                 recovers=options.recovery != "none",
             )
             if options.shmem_zc:
@@ -188,6 +190,8 @@ class Server:
                             f"the driver did not give the device {names(flags & ~info.flags)}",
                             f"it is needed for {what}",
                         )
+                if options.unprivileged:
+                    udev.wait_owned(info.dev_id)
                 control.set_params(info.dev_id, self._plan.params(info.max_io_buf_bytes, mode))
                 self._bring_up(control, info, mode)
                 control.start(info.dev_id, self._wake_r.fileno())
@@ -351,7 +355,8 @@ class Server:
             return UblkError("the device was stopped by another process while it was set up", "try again")
         if isinstance(e, OSError):
             hint = {
-                errno.ENOMEM: "use a smaller depth, fewer queues or smaller buffers (max_io_buf_bytes)",
+                errno.ENOMEM: "use a smaller depth, fewer queues or smaller buffers (max_io_buf_bytes); a user who is"
+                " not root may need a higher limit of locked memory (ulimit -l)",
                 errno.EMFILE: "use fewer queues or threads, or raise the limit of open files (ulimit -n)",
             }.get(e.errno or 0, "the kernel log (dmesg) may say why")
             return UblkError(f"cannot serve the device: {e.strerror}", hint)

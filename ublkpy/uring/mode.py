@@ -52,6 +52,9 @@ class Mode:
 _ZERO_COPY = Feature.SUPPORT_ZERO_COPY | Feature.USER_COPY
 _AUTO_BUF = Feature.AUTO_BUF_REG | Feature.USER_COPY
 
+# With these, a daemon may leave the pages of a read as they were, with what the kernel had there.
+PRIVILEGED = _ZERO_COPY | _AUTO_BUF
+
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
@@ -120,6 +123,16 @@ def check_metadata(name: str) -> None:
         )
 
 
+def check_unprivileged(name: str) -> None:
+    """ConfigError for a mode that the driver keeps for CAP_SYS_ADMIN (ublk_drv.c, ublk_ctrl_add_dev)."""
+    if name != "auto" and MODES[name].flags & PRIVILEGED:
+        raise ConfigError(
+            f"mode {name} is not for unprivileged devices: the driver copies their data itself",
+            f"leave mode out, or choose {_names_of(mode for mode in MODES.values() if not mode.flags & PRIVILEGED)}",
+            ["mode", "unprivileged"],
+        )
+
+
 def sharing(mode: Mode, features: Feature, recovers: bool) -> Mode:
     """The same with memory shared by clients (UBLK_F_SHMEM_ZC); UblkError where the driver has none."""
     if Feature.SHMEM_ZC not in features:
@@ -157,6 +170,10 @@ def check_sharing(name: str, recovers: bool) -> None:
 
 
 _SHARING_MODES = "leave mode out, or choose copy, user-copy, batch+copy or batch+user-copy"
+
+
+def _names_of(modes: Iterable[Mode]) -> str:
+    return ", ".join(mode.name for mode in modes)
 
 
 def names(flags: Iterable[Feature]) -> str:

@@ -58,7 +58,8 @@ def test_no_permission(control_file: Path, in_child: InChild) -> None:
         control_file.parent.chmod(0o755)
     message, hint = in_child(use)
     assert message == f"no permission to open {control_file}"
-    assert hint == "run it as root, for example with sudo"
+    assert hint.startswith("run it as root, for example with sudo; or")
+    assert "ublk udev install" in hint
 
 
 @pytest.mark.parametrize("err", [errno.ENOSYS, errno.EPERM])
