@@ -9,7 +9,8 @@ From the outside in:
 - `__main__`  the command line and its exit status
 - `run`       one command on one kernel: boot, watch, judge; and several kernels side by side
 - `machine`   one QEMU process; `share` its view of this machine's files; `accel` which accelerator it uses
-- `guest`     what happens inside: the initrd around `init.sh` and `guest.sh`; `cpio` packs it
+- `guest`     what happens inside: the initrd around `init.sh` and `guest.sh`, with `systemd.sh` between them when
+              systemd is to be the init; `cpio` packs it
 - `channel`   what comes out: the command's output and its exit status; `output` prints it
 - `console`   what the kernel complained about
 - `kernels`   Debian's cloud kernels, fetched into a cache; `mirror` where from

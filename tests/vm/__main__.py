@@ -53,7 +53,11 @@ async def _main(arguments: argparse.Namespace) -> int:
             print(f"{kernel.series}\t{kernel.release}\t{kernel.folder}")
         return 0
     job = _job(arguments, os.environ)
+    if job.systemd and job.write_through:
+        raise SetupError("--systemd changes files in /etc, and with -w they would be this machine's", "Leave -w out.")
     if _on_host(arguments.on, os.environ):
+        if job.systemd:
+            raise SetupError("--systemd is about how a machine boots, so it cannot be this one", "Leave --on host out.")
         return await host.run(job)
     for folder in filter(None, (job.folder, job.out)):
         _visible_in_guest(folder)
@@ -84,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-w", "--write-through", action="store_true", help="writes go to this machine's files and stay")
     add("--out", metavar="FOLDER", type=Path, help="writes below this folder go to this machine and stay")
     add("-i", "--instruction-clock", action="store_true", help="count time in instructions: slow, but figures repeat")
+    add("--systemd", metavar="PREPARE", default="", help="boot with systemd as init, after this shell text has run")
     add("--allow-warning", metavar="REGEX", type=_pattern, action="append", default=[], help="accept such a complaint")
     add("--on", choices=("auto", "vm", "host"), default="auto", help="auto: host if UBLKPY_TEST_ON=host, else vm")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -104,6 +109,7 @@ def _job(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Job:
         cpus=arguments.cpus,
         memory=arguments.memory,
         allowed=tuple(arguments.allow_warning),
+        systemd=arguments.systemd,
     )
 
 

@@ -1,4 +1,4 @@
-"""What runs inside the machine: an initrd of busybox, three modules, two scripts and this run's settings."""
+"""What runs inside the machine: an initrd of busybox, modules, scripts and this run's settings."""
 
 import shlex
 import shutil
@@ -30,17 +30,20 @@ class Guest:
     root: Literal["overlay", "direct", "none"]
     """A copy-on-write view of this machine's files; those files themselves; or stop before there is any."""
     command: str = ""
+    systemd: str = ""
+    """Unless empty, systemd is the init, and this is run before it."""
     folder: Path = Path("/")
     out: Path | None = None
     seconds: float = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> str:
-        """The file that both scripts source."""
+        """The file that all scripts source."""
         variables = {
             "token": self.token,
             "root": self.root,
             "command": self.command,
+            "systemd": self.systemd,
             "folder": str(self.folder),
             "out": str(self.out or ""),
             "patience": f"{self.seconds - min(_WATCHDOG_LEAD, self.seconds / 4):.1f}",
@@ -56,9 +59,10 @@ class Guest:
         files = {
             "bin/busybox": (0o755, _busybox().read_bytes()),
             "init": (0o755, (_HERE / "init.sh").read_bytes()),
-            "guest.sh": (0o644, (_HERE / "guest.sh").read_bytes()),
             "config": (0o644, self.settings().encode()),
         }
+        for name in ("guest.sh", "systemd.sh"):
+            files[name] = (0o644, (_HERE / name).read_bytes())
         for name in ("ublk_drv.ko", "overlay.ko"):
             files[f"modules/{name}"] = (0o644, (kernel.modules / name).read_bytes())
         return cpio.archive(_FOLDERS, files)

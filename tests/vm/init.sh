@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The guest's first program: puts the root file system together and hands over to guest.sh.
+# The guest's first program: puts the root file system together and hands over to guest.sh, or to systemd.sh.
 # Whatever fails here ends the machine: the kernel panics when its first program exits.
 set -eu
 export PATH=/bin
@@ -43,5 +43,7 @@ fi
 mkdir /root/run/vm
 # now that it has booted, every word of the kernel may matter
 dmesg -n 8
-cp /config /guest.sh /root/run/vm/
-exec switch_root /root /bin/bash /run/vm/guest.sh
+cp /config /guest.sh /systemd.sh /root/run/vm/
+second=guest.sh
+[ -z "$systemd" ] || second=systemd.sh
+exec switch_root /root /bin/bash /run/vm/$second

@@ -21,6 +21,7 @@ TIMED_OUT = 124
 CRASHED = 125
 
 _BOOT_SECONDS = 60
+_SYSTEMD_BOOT_SECONDS = 240
 _CONSOLE_SECONDS = 5
 
 
@@ -37,6 +38,11 @@ class Job:
     cpus: int = 2
     memory: str = "2G"
     allowed: tuple[re.Pattern[str], ...] = ()
+    systemd: str = ""
+
+    @property
+    def boot_seconds(self) -> int:
+        return _SYSTEMD_BOOT_SECONDS if self.systemd else _BOOT_SECONDS
 
 
 async def on_each(job: Job, kernels: Sequence[Kernel], accelerator: Accelerator, at_once: int) -> list[int]:
@@ -79,6 +85,7 @@ async def _attempt(job: Job, kernel: Kernel, accelerator: Accelerator, lane: Lan
         token=token,
         root="direct" if job.write_through else "overlay",
         command=job.command,
+        systemd=job.systemd,
         folder=job.folder,
         out=job.out,
         seconds=job.seconds,
@@ -92,7 +99,7 @@ async def _attempt(job: Job, kernel: Kernel, accelerator: Accelerator, lane: Lan
     channel = Channel(token)
     with TemporaryDirectory(prefix="ublkpy-vm.") as folder:
         async with boot(machine, guest.initrd(kernel), Path(folder)) as running:
-            timed_out = await _follow(running, channel, job.seconds, lane)
+            timed_out = await _follow(running, channel, job, lane)
             if channel.status is not None:
                 await _drain_console(running)
             elif not timed_out:
@@ -100,16 +107,16 @@ async def _attempt(job: Job, kernel: Kernel, accelerator: Accelerator, lane: Lan
         return _verdict(job, running, channel, timed_out, lane)
 
 
-async def _follow(running: Running, channel: Channel, seconds: float, lane: Lane) -> bool:
+async def _follow(running: Running, channel: Channel, job: Job, lane: Lane) -> bool:
     """Print what the command prints, until it ends or the machine does; True if time was up before."""
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(_BOOT_SECONDS) as deadline:
+        async with asyncio.timeout(job.boot_seconds) as deadline:
             while channel.status is None and (data := await running.channel.read(1 << 16)):
                 booting = not channel.started
                 lane.out(channel.feed(data))
                 if booting and channel.started:
-                    deadline.reschedule(loop.time() + seconds)
+                    deadline.reschedule(loop.time() + job.seconds)
     except TimeoutError:
         return True
     return False
@@ -126,7 +133,7 @@ async def _drain_console(running: Running) -> None:
 def _verdict(job: Job, running: Running, channel: Channel, timed_out: bool, lane: Lane) -> int | None:
     console = running.console()
     if not channel.started:
-        how = f"did not boot within {_BOOT_SECONDS} s" if timed_out else "died while it booted"
+        how = f"did not boot within {job.boot_seconds} s" if timed_out else "died while it booted"
         lane.err(f"the guest {how}; the end of its console:\n{tail(console, 20)}")
         return None
     if timed_out:

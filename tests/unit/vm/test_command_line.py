@@ -51,6 +51,13 @@ def test_wrong_usage(words: tuple[str, ...]) -> None:
     assert result.stderr.startswith("usage:")
 
 
+@pytest.mark.parametrize("words", [("-w",), ("--on", "host")])
+def test_systemd_is_for_a_machine_of_its_own(words: tuple[str, ...]) -> None:
+    result = vm(*words, "--systemd", "true", "--", "true")
+    assert result.returncode == 2
+    assert f"Leave {' '.join(words)} out." in result.stderr
+
+
 def test_a_pattern_that_is_none() -> None:
     result = vm("--allow-warning", "(", "--", "true")
     assert result.returncode == 2
