@@ -20,8 +20,8 @@ _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.
 
 
 def to_terminal() -> None:
-    """Log to stderr as it is, for a daemon in the foreground."""
-    _set_up(_Formatter("terminal"))
+    """Log to stderr as it is, for a daemon in the foreground: that may be the journal, under systemd."""
+    _set_up(_Formatter("journal" if _is_journal(2) else "terminal"))
 
 
 def style() -> str:
@@ -102,6 +102,12 @@ def _set_up(formatter: logging.Formatter) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether systemd connected this stream to the journal; it says which one that was (systemd.exec(5))."""
+    stream = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
 
 
 def _open_journal() -> int | None:

@@ -41,6 +41,7 @@ from ublkpy.daemon import end, inspect, log, resize, state, udev
 from ublkpy.daemon.channel import Channel
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.memory import HugeFile
+from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
 from ublkpy.daemon.shmem import Sharing
 from ublkpy.daemon.worker import Worker
@@ -55,6 +56,7 @@ _log = logging.getLogger(__name__)
 
 _OPEN_DEADLINE = 10.0
 _HELPER_DEADLINE = 120.0
+_RETRY = 2.0
 
 BRING_UP_DEADLINE = udev.OWNED_DEADLINE + _OPEN_DEADLINE + 3 * START_DEADLINE + 2 * SHMEM_DEADLINE + _HELPER_DEADLINE
 """Seconds after which a daemon serves, or has said why not: all that it waits for, and then taking it back."""
@@ -225,17 +227,26 @@ class Server:
         if self._created:
             signal.raise_signal(signal.SIGTERM)
 
-    def serve(self, info: DevInfo) -> int:
-        """Until the driver has taken the device back. Returns the exit status."""
+    def serve(self, info: DevInfo, manager: Manager | None = None) -> int:
+        """Until the driver has taken the device back. Returns the exit status.
+
+        With a service manager, a device in use is tried again until it is free, and never ended by force: it asks
+        a second time without having been told to.
+        """
+        manager = manager or Manager()
         _log.info("serving /dev/ublkb%d", info.dev_id)
         asked = False
         while any(worker.serving for worker in self._workers):
-            asked = self._woken(timeout=None) or asked  # what is said while the helper runs counts, too
-            self._check_helper()
-            if asked and self._helper is None:
+            again = manager and self._refused
+            asked = self._woken(_RETRY if again else manager.period) or asked  # also what is said while the helper runs
+            manager.alive()
+            self._check_helper(manager)
+            if (asked or again) and self._helper is None:
+                manager.stopping(f"waiting for the end of /dev/ublkb{info.dev_id}")
+                force = self._refused and not manager
                 asked = False
-                _log.info("asked to end: deleting /dev/ublkb%d%s", info.dev_id, " by force" if self._refused else "")
-                self._start_helper(info.dev_id, force=self._refused)
+                _log.info("asked to end: deleting /dev/ublkb%d%s", info.dev_id, " by force" if force else "")
+                self._start_helper(info.dev_id, force=force)
             self._check_workers()
         self._check_workers()
         self._close()
@@ -406,10 +417,10 @@ class Server:
         except OSError as e:
             _log.error("cannot start the process that deletes the device: %s", e)
 
-    def _check_helper(self) -> None:
-        """After a deletion that failed, the next signal tries again, with force."""
+    def _check_helper(self, manager: Manager) -> None:
+        """After a deletion that failed, the next signal tries again, with force, or we do without."""
         if self._helper and self._helper.poll():
-            _log.warning("the device stays; another signal ends it by force")
+            _log.warning("the device stays%s", " until it is free" if manager else "; another signal ends it by force")
             self._helper, self._refused = None, True
 
     def _wait_helper(self) -> None:

@@ -126,6 +126,27 @@ def test_file_that_cannot_be_opened(tmp_path: Path, name: str, in_child: InChild
     assert hint == "name another one with --log FILE"
 
 
+@pytest.mark.parametrize(("said", "prefix"), [(True, "<6>ublk: "), (False, "ublk: INFO: ")])
+def test_terminal_that_is_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_child: InChild, said: bool, prefix: str
+) -> None:
+    """systemd names the stream that it connected to the journal; stderr may be another one."""
+    path = tmp_path / "stderr"
+    path.touch()
+    inode = path.stat().st_ino if said else 1
+    monkeypatch.setenv("JOURNAL_STREAM", f"{path.stat().st_dev}:{inode}")
+
+    def talk() -> None:
+        os.dup2(os.open(path, os.O_WRONLY), 2)
+        sys.__stderr__ = open(2, "w", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+        log.to_terminal()
+        logging.getLogger("ublkpy.test").info("hello")
+        sys.__stderr__.flush()
+
+    in_child(talk)
+    assert path.read_text() == f"{prefix}hello\n"
+
+
 def test_without_a_journal_the_file_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_child: InChild) -> None:
     monkeypatch.setattr(log, "JOURNAL", tmp_path / "no socket")
     monkeypatch.setattr(log, "log_file", lambda: tmp_path / "ublkpy.log")
