@@ -154,7 +154,7 @@ def add(
     **values: Any,
 ) -> int:
     """Add a device and print its node, /dev/ublkbN, once it can be used."""
-    from ublkpy.daemon.add import add_in_foreground
+    from ublkpy.daemon.foreground import serve
 
     said = config.Draft(target_type=ctx.meta[TARGET] if target_type else None)
     for param in ctx.command.get_params(ctx):
@@ -170,7 +170,7 @@ def add(
             "--foreground excludes supervise: who started the command sees it end", "leave one of the two out"
         )
     if foreground:
-        return add_in_foreground(wanted, lambda dev_id: _show_added(dev_id, as_json))
+        return serve(wanted, lambda dev_id: _show_added(dev_id, as_json))
 
     def show(dev_id: int) -> None:
         # Too late for Ctrl-C: who has read the node has the device.

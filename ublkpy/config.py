@@ -81,6 +81,9 @@ class DeviceOptions(DiskOptions):
         help="have the kernel look for partitions at start; not to needs Linux 7.0; default: unless the target keeps"
         " no data",
     )
+    name: str | None = option(
+        None, help="no other device has it; with --foreground, serve the device of this name whose daemon died again"
+    )
     log: Path | None = option(
         None,
         help="append the daemon's log to this file; default: the journal, else /var/log/ublkpy.log, or"

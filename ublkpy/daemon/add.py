@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from ublkpy import folders
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import ctrl, inspect, log, process, spawn, state, udev
+from ublkpy.daemon import ctrl, inspect, log, named, process, spawn, state, udev
 from ublkpy.daemon.delete import delete
 from ublkpy.daemon.server import BRING_UP_DEADLINE, Plan, Server
-from ublkpy.errors import DriverError, UblkError
+from ublkpy.errors import BusyError, DriverError, UblkError
 from ublkpy.uring.uapi import DevInfo
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,12 @@ def add(
     Raises UblkError, also for what the daemon found wrong, KeyboardInterrupt, and what these raise; then nothing is
     left.
     """
-    plan = _plan(config)
+    if left := named.waiting(config.device.name):
+        raise BusyError(
+            f"{left.node} has the name {config.device.name} already, and waits for a daemon",
+            f"give it one: ublk recover -n {left.info.dev_id}",
+        )
+    plan = make_plan(config)
 
     def body(ready: spawn.Ready) -> int:
         return run_daemon(plan, ready, Server.create)
@@ -45,7 +50,7 @@ def add(
         before()
         done = start_daemon(body, new=True)
         dev_id: int = done["dev_id"]
-        _tell_clamped(plan, done["queues"])
+        tell_clamped(config, done["queues"])
         on_ready(dev_id)
     except BaseException:
         _sweep(plan.cookie)
@@ -53,27 +58,6 @@ def add(
     finally:
         config.target.close()
     return dev_id
-
-
-def add_in_foreground(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
-    """Serve a device from this process until SIGTERM, SIGINT or its deletion; returns the exit status.
-
-    ``on_ready`` is called with the id once the node can be opened. Logs go to stderr.
-    """
-    plan = _plan(config)
-    log.to_terminal()
-    server = Server(plan)
-    process.harden()
-    info = server.create()
-    log.name_device(info.dev_id)
-    _tell_clamped(plan, info.nr_hw_queues)
-    try:
-        _wait_node(info.dev_id)
-        on_ready(info.dev_id)
-    except BaseException:
-        server.abandon(info.dev_id)
-        raise
-    return server.serve(info)
 
 
 def start_daemon(body: Callable[[spawn.Ready], int], *, new: bool) -> dict[str, int]:
@@ -115,7 +99,7 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
         server = Server(plan)
         info = begin(server)
         log.name_device(info.dev_id)
-        _wait_node(info.dev_id)
+        wait_node(info.dev_id)
     except UblkError as e:
         _log.error("%s", e.message)
         error = e
@@ -132,8 +116,8 @@ def run_daemon(plan: Plan, ready: spawn.Ready, begin: Callable[[Server], DevInfo
     return 1
 
 
-def _plan(config: DeviceConfig) -> Plan:
-    """What the daemon is to serve; UblkError for what is wrong with it already."""
+def make_plan(config: DeviceConfig) -> Plan:
+    """What is to be served, for a new device; opens the target. UblkError for what is wrong with it already."""
     ctrl.require_right_to_add(unprivileged=config.device.unprivileged)
     if config.device.unprivileged:
         udev.check_set_up()
@@ -154,13 +138,14 @@ def _sweep(cookie: int) -> None:
         _log.error("the device could not be taken back: %s", e.message)
 
 
-def _tell_clamped(plan: Plan, queues: int) -> None:
-    wanted = plan.config.device.queues
+def tell_clamped(config: DeviceConfig, queues: int) -> None:
+    """Say that the driver gave fewer queues than were asked for."""
+    wanted = config.device.queues
     if queues < wanted:
         _log.warning("the driver gave %d of %d queues: it makes no more than there are CPUs", queues, wanted)
 
 
-def _wait_node(dev_id: int) -> None:
+def wait_node(dev_id: int) -> None:
     """Wait until the block device can be opened: udev may still be at work on it."""
     node = f"/dev/ublkb{dev_id}"
     deadline = time.monotonic() + _NODE_DEADLINE

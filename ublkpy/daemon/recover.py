@@ -36,6 +36,19 @@ def recover(dev_id: int) -> DeviceConfig:
 
     The device must have been added with recovery. Raises UblkError; the device then waits on.
     """
+    plan, begin = prepare(dev_id)
+    try:
+        start_daemon(lambda ready: run_daemon(plan, ready, begin), new=False)
+    finally:
+        plan.config.target.close()
+    return plan.config
+
+
+def prepare(dev_id: int) -> tuple[Plan, Callable[[Server], DevInfo]]:
+    """What is to be served again, with its target open; and how its server begins, in the process that serves.
+
+    Waits until the old daemon is gone. Raises UblkError.
+    """
     device = inspect.status(dev_id)
     known = _recoverable(device)
     wait_noticed(dev_id)
@@ -44,20 +57,20 @@ def recover(dev_id: int) -> DeviceConfig:
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
     geometry = _when_released(dev_id, config.open)
+    try:
+        size = _check_same(device, geometry)
+    except UblkError:
+        config.target.close()
+        raise
+    plan = Plan(config, replace(geometry, size=size), known.cookie, known.shmem)
 
     def begin(server: Server) -> DevInfo:
-        # Here, not before the fork: it waits for a mutex where no signal reaches it.
+        # In that process: it waits for a mutex where no signal reaches it.
         _when_released(dev_id, lambda: _start_recovery(dev_id))
         server.take_over(device.info, mode)
         return device.info
 
-    try:
-        size = _check_same(device, geometry)
-        plan = Plan(config, replace(geometry, size=size), known.cookie, known.shmem)
-        start_daemon(lambda ready: run_daemon(plan, ready, begin), new=False)
-    finally:
-        config.target.close()
-    return config
+    return plan, begin
 
 
 def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ublkpy.config import DeviceConfig, Draft, build
-from ublkpy.daemon import add, spawn
+from ublkpy.daemon import add, foreground, spawn
 from ublkpy.daemon.ctrl import CONTROL
 from ublkpy.errors import BusyError, DriverError, UblkError
 
@@ -96,9 +96,7 @@ def test_ctrl_c_takes_a_new_device_back_and_lets_a_recovery_go_on(tmp_path: Path
 
 
 @pytest.mark.skipif(CONTROL.exists(), reason=f"{CONTROL} exists: nothing to be said about its absence")
-@pytest.mark.parametrize(
-    "use", [add.add, lambda config: add.add_in_foreground(config, print)], ids=["daemon", "foreground"]
-)
+@pytest.mark.parametrize("use", [add.add, lambda config: foreground.serve(config, print)], ids=["daemon", "foreground"])
 def test_without_driver_the_backing_is_left_alone(
     tmp_path: Path, use: Callable[[DeviceConfig], int], open_fds: OpenFds
 ) -> None:
@@ -112,5 +110,5 @@ def test_without_driver_the_backing_is_left_alone(
 def test_node_that_does_not_appear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(add, "_NODE_DEADLINE", 0.05)
     with pytest.raises(UblkError, match="/dev/ublkb1048575 cannot be opened: No such file") as caught:
-        add._wait_node(1048575)
+        add.wait_node(1048575)
     assert "udev" in caught.value.hint

@@ -1,0 +1,71 @@
+"""``ublk add --foreground``: a device that this very process serves, for a terminal or a service manager."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ublkpy.config import DeviceConfig
+from ublkpy.daemon import inspect, log, named, process, recover
+from ublkpy.daemon.add import make_plan, tell_clamped, wait_node
+from ublkpy.daemon.notify import Manager
+from ublkpy.daemon.server import Plan, Server
+from ublkpy.errors import UblkError
+from ublkpy.tgt.options import format_size
+from ublkpy.uring.uapi import DevInfo
+
+_log = logging.getLogger(__name__)
+
+
+def serve(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
+    """Serve a device from this process until SIGTERM, SIGINT or its deletion; returns the exit status.
+
+    That is a new device, or the one that has the same name and waits for a daemon. ``on_ready`` is called with
+    the id once the node can be opened. Logs go to stderr. Raises UblkError.
+    """
+    manager = Manager.from_environment()
+    try:
+        log.to_terminal()
+        left = named.waiting(config.device.name)
+        plan, begin = (make_plan(config), Server.create) if left is None else _recovery(left, config)
+        server = Server(plan)
+        process.harden()
+        info = begin(server)
+        log.name_device(info.dev_id)
+        tell_clamped(config, info.nr_hw_queues)
+        _announce(server, info.dev_id, on_ready, new=left is None)
+    except UblkError as e:
+        manager.failed(e)
+        raise
+    manager.ready(_describe(inspect.status(info.dev_id)))
+    return server.serve(info, manager)
+
+
+def _recovery(left: inspect.DeviceStatus, config: DeviceConfig) -> tuple[Plan, Callable[[Server], DevInfo]]:
+    """As ``ublk recover``: with the options that the device was added with. After a failure it waits on."""
+    _log.info("taking up %s again, whose daemon died", left.node)
+    if left.known and left.known.config != config.dump():
+        _log.warning("%s keeps the options that it was added with; a new one would have others", left.node)
+    return recover.prepare(left.info.dev_id)
+
+
+def _announce(server: Server, dev_id: int, on_ready: Callable[[int], None], *, new: bool) -> None:
+    """Wait until the node can be opened, and say so; a new device of which nobody hears is taken back."""
+    try:
+        wait_node(dev_id)
+        on_ready(dev_id)
+    except BaseException as e:
+        if new:
+            server.abandon(dev_id)
+        if new or not isinstance(e, UblkError):
+            raise
+        _log.warning("%s", e.message)
+
+
+def _describe(device: inspect.DeviceStatus) -> str:
+    """For people: "/dev/ublkb0: loop on /srv/disk.img, 10G, batch+copy"."""
+    known = device.known
+    target = str(known.config["target"]["type"]) if known else "?"
+    backing = f" on {known.backing}" if known and known.backing else ""
+    size = format_size(device.size or 0)
+    return f"{device.node}: {target}{backing}, {size}, {known.mode if known else '?'}"

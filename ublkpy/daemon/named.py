@@ -1,0 +1,38 @@
+"""Devices by name: how whoever starts a daemon again finds the device that the one before it left."""
+
+from __future__ import annotations
+
+import logging
+
+from ublkpy.daemon import inspect
+from ublkpy.daemon.delete import delete
+from ublkpy.daemon.spawn import wait_end
+from ublkpy.errors import BusyError
+from ublkpy.uring.uapi import Feature, State
+
+log = logging.getLogger(__name__)
+
+# A daemon that was killed just now may still be on its way out.
+_DYING = 5.0
+
+
+def waiting(name: str | None) -> inspect.DeviceStatus | None:
+    """The device of this name that can be recovered; None if there is none, and a new one can have the name.
+
+    One that is dead without recovery is deleted. Raises BusyError for one that is served, and UblkError.
+    """
+    for device in inspect.list_devices() if name else []:
+        dev_id, known = device.info.dev_id, device.known
+        if known is None or known.config["device"].get("name") != name:
+            continue
+        if device.pid is not None and not wait_end(device.pid, _DYING):
+            raise BusyError(
+                f"{device.node} has the name {name} already, and process {device.pid} serves it",
+                f"choose another name, or delete it: ublk del -n {dev_id}",
+            )
+        # Without a disk there is nothing to recover: its daemon died before it was started, or after it was stopped.
+        if Feature.USER_RECOVERY in device.info.flags and device.disk and device.info.state != State.DEAD:
+            return device
+        log.info("deleting /dev/ublkb%d, which the daemon of %s left behind", dev_id, name)
+        delete(dev_id, known.cookie)
+    return None
