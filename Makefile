@@ -28,6 +28,7 @@ unit: build ## tests that need no driver
 
 device: build sanitized vm ## tests with a real driver, on the kernels K="7.3 6.18 6.12"
 	@$(PYTHON) -m tests.vm -k "$(K)" -j $(J) -t $(T) --pytest tests/device
+	@$(PYTHON) -m tests.vm -k "$(firstword $(K))" -t $(T) --systemd tests/systemd/prepare --pytest tests/systemd
 
 bench: build ## speed, in instructions: SUBJECTS="null loop" WORKLOADS= PEER=path/to/kublk BASE= JSON= PLOT= K=7.3
 	@scripts/setup bench

@@ -1,0 +1,171 @@
+"""ublk@.service: from boot to a mounted file system, and what happens to its daemon after that."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.device import disk as blocks
+from tests.device.devices import held_open, until
+from tests.device.kernel import run
+from ublkpy.uring.uapi import State
+
+from .units import Unit
+
+DATA = Path("/data")
+
+
+def test_fstab_has_a_file_system_mounted_at_boot(disk: Unit) -> None:
+    """This is the first thing that runs after local-fs.target."""
+    assert run("findmnt", "-n", "-o", "SOURCE,FSTYPE", DATA).split() == ["/dev/ublkb0", "ext4"]
+    assert run("systemctl", "--failed", "--no-legend", "--plain") == ""
+    assert disk.show("StatusText") == f"/dev/ublkb0: loop on /srv/disk.img, 1G, {disk.mode}"
+    assert disk.pid == disk.device.pid
+    assert "/dev/ublkb0: loop on /srv/disk.img, 1G" in disk.status()
+    (DATA / "file").write_text("from a mounted disk")
+    run("sync", "-f", DATA)
+
+
+def test_the_unit_file_is_good(disk: Unit) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", disk.full_name], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_daemon_is_as_hard_as_one_in_the_background(disk: Unit) -> None:
+    process = Path(f"/proc/{disk.pid}")
+    assert (process / "oom_score_adj").read_text() == "-1000\n"
+    assert re.search(r"^VmLck:\s+[1-9]", (process / "status").read_text(), re.MULTILINE)
+    assert "not available" not in disk.journal()
+    assert DATA not in [Path(line.split()[4]) for line in (process / "mountinfo").read_text().splitlines()]
+
+
+def test_the_journal_has_priorities_and_the_unit(disk: Unit) -> None:
+    lines = run("journalctl", "-b", "-o", "verbose", "-t", "ublkpy", "-u", disk.full_name)
+    assert re.search(r"PRIORITY=6\n(?s:.*)MESSAGE=ublkb0: serving /dev/ublkb0\n", lines), lines
+
+
+def test_a_daemon_killed_under_load_is_replaced_without_an_error(disk: Unit) -> None:
+    device, pid = disk.device, disk.pid
+    before = device.completed("writes")
+    argv = ["fio", "--name=load", f"--filename={DATA}/load", "--direct=1", "--ioengine=libaio", "--iodepth=16"]
+    argv += ["--rw=randwrite", "--bs=4k", "--size=32M", "--verify=crc32c", "--verify_fatal=1", "--minimal"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fio:
+        until(lambda: fio.poll() is not None or device.completed("writes") > before + 100, "fio writes")
+        os.kill(pid, signal.SIGKILL)
+        assert fio.poll() is None
+        disk.until_restarted(pid)
+        printed, _ = fio.communicate(timeout=120)
+    assert fio.returncode == 0, printed
+    assert disk.device == device
+    assert (device.state, device.pid) == (State.LIVE, disk.pid)
+    assert "taking up /dev/ublkb0 again" in disk.journal()
+    assert run("findmnt", "-n", "-o", "SOURCE", DATA) == "/dev/ublkb0\n"
+    assert "I/O error" not in run("dmesg")
+
+
+def test_a_hung_daemon_is_killed_and_replaced(hangs: Unit) -> None:
+    device, pid = hangs.device, hangs.pid
+    data = blocks.pattern(1 << 20)
+    blocks.write(device.node, 0, data)
+    os.kill(pid, signal.SIGSTOP)
+    hangs.until_restarted(pid)
+    assert hangs.device == device
+    assert blocks.read(device.node, 0, 1 << 20) == data
+    assert "Watchdog timeout" in hangs.journal()
+
+
+def test_an_idle_daemon_keeps_the_watchdog_quiet(hangs: Unit) -> None:
+    pid, told = hangs.pid, int(hangs.show("WatchdogTimestampMonotonic"))
+    until(lambda: int(hangs.show("WatchdogTimestampMonotonic")) > told + 12_000_000, "it was told for 12 s", 30)
+    assert hangs.pid == pid
+
+
+def test_a_device_without_recovery_is_added_anew(plain: Unit) -> None:
+    device, pid = plain.device, plain.pid
+    os.kill(pid, signal.SIGKILL)
+    plain.until_restarted(pid)
+    assert plain.device == device
+    assert "which the daemon of plain left behind" in plain.journal()
+    blocks.read(device.node, 0, 4096)
+
+
+def test_del_ends_the_service_in_good_order(plain: Unit) -> None:
+    run("ublk", "del", "-n", str(plain.device.id))
+    until(lambda: plain.show("ActiveState") == "inactive", "the service has ended")
+    assert plain.show("Result") == "success"
+
+
+def test_a_stop_waits_until_the_device_is_free(disk: Unit) -> None:
+    device = disk.device
+    with _stopping(disk) as stop:
+        until(lambda: "mounted on /data" in disk.journal(), "the first try is refused", 60)
+        (DATA / "file").write_text("still served")
+        run("sync", "-f", DATA)
+        assert stop.poll() is None
+        run("umount", DATA)
+        assert stop.wait(60) == 0
+    assert not device.exists()
+    assert disk.show("Result") == "success"
+    run("systemctl", "start", disk.full_name, "data.mount")
+    assert (DATA / "file").read_text() == "still served"
+
+
+def test_a_stop_that_takes_too_long_ends_nothing_by_force() -> None:
+    held = Unit("held")
+    held.systemctl("start")
+    device, pid = held.device, held.pid
+    with held_open(device.node, os.O_RDONLY | os.O_EXCL):
+        subprocess.run(["systemctl", "stop", held.full_name], capture_output=True, timeout=100)
+        assert held.show("Result") == "timeout"
+        assert (device.pid, device.state) == (pid, State.LIVE)
+        blocks.read(device.node, 0, 4096)
+    until(lambda: not device.exists(), "it is free, and ends", 60)
+
+
+def test_the_mount_ends_before_its_device(disk: Unit) -> None:
+    """When both are to end, as they are when the machine shuts down."""
+    device, refused = disk.device, disk.journal().count("mounted on /data")
+    run("systemctl", "stop", disk.full_name, "data.mount")
+    assert not device.exists()
+    assert disk.show("Result") == "success"
+    assert disk.journal().count("mounted on /data") == refused
+    run("systemctl", "start", disk.full_name, "data.mount")
+    assert disk.device.pid == disk.pid
+
+
+def test_a_mistake_in_the_file_is_shown_with_its_cure() -> None:
+    unit = Unit("broken")
+    done = subprocess.run(["systemctl", "start", unit.full_name], capture_output=True, text=True, timeout=60)
+    assert done.returncode
+    assert unit.show("ActiveState") == "failed"
+    assert unit.show("NRestarts") == "0"
+    for text in (unit.status(), unit.journal()):
+        assert "ublk: error: /etc/ublk/broken.yaml:1: dept: unknown key; did you mean depth?" in text
+    run("systemctl", "reset-failed", unit.full_name)
+
+
+def test_a_backing_that_is_missing_is_the_status(plain: Unit) -> None:
+    plain.systemctl("stop")
+    image = Path("/srv/plain.img")
+    image.rename("/srv/elsewhere.img")
+    try:
+        subprocess.run(["systemctl", "start", plain.full_name], capture_output=True, timeout=60)
+        until(lambda: "/srv/plain.img" in plain.show("StatusText"), "its status is the error", 60)
+        assert "  hint: " in plain.journal()
+    finally:
+        Path("/srv/elsewhere.img").rename(image)
+    until(lambda: plain.show("ActiveState") == "active", "it is tried again", 60)
+
+
+@contextmanager
+def _stopping(unit: Unit) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["systemctl", "stop", unit.full_name]) as stop:
+        try:
+            yield stop
+        finally:
+            stop.kill()
