@@ -4,7 +4,7 @@
 K ?= 7.3 6.18 6.12
 export PYTHON ?= python3
 # seconds for the device tests on one kernel
-T ?= 1800
+T ?= 2700
 # so many kernels at once
 J ?= $(shell nproc)
 

@@ -547,12 +547,12 @@ def test_the_foreground_says_what_it_added_as_json(devices: Devices) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_thirty_lives_leave_nothing(devices: Devices, scratch: Path) -> None:
+def test_twelve_lives_leave_nothing(devices: Devices, scratch: Path) -> None:
     file = disk.image(scratch / "image", MIB)
     for _ in range(2):  # what is made once
         devices.remove(devices.loop(file))
     fds, memory = _fds(), _available_memory()
-    for _ in range(30):
+    for _ in range(12):
         devices.remove(devices.loop(file))
     assert _fds() == fds
     # the kernel frees some of it later

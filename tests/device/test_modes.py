@@ -63,10 +63,10 @@ def test_a_file_system(devices: Devices, scratch: Path, mode: str) -> None:
         assert (point / "large").read_bytes() == disk.pattern(4 * MIB)
 
 
-def test_odd_places_in_a_buffered_file(devices: Devices, scratch: Path, mode: str) -> None:
+def test_odd_places_in_a_buffered_file(devices: Devices, scratch: Path, way: str) -> None:
     before = disk.pattern(4 * MIB)
     file = disk.image(scratch / "image", 4 * MIB, before)
-    device = devices.loop(file, mode=mode, direct=False, offset=512, size=2 * MIB)
+    device = devices.loop(file, mode=way, direct=False, offset=512, size=2 * MIB)
     assert disk.read(device.node, 0, 2 * MIB) == before[512 : 2 * MIB + 512]
     disk.write(device.node, 512 * 3, b"x" * 512 * 5)
     after = file.read_bytes()
@@ -74,10 +74,10 @@ def test_odd_places_in_a_buffered_file(devices: Devices, scratch: Path, mode: st
     assert after[: 512 * 4] + after[512 * 9 :] == before[: 512 * 4] + before[512 * 9 :]
 
 
-def test_an_error_of_the_backing_is_one_of_the_request(devices: Devices, scratch: Path, mode: str) -> None:
+def test_an_error_of_the_backing_is_one_of_the_request(devices: Devices, scratch: Path, way: str) -> None:
     log = scratch / "log"
     file = disk.image(scratch / "image", 4 * MIB, disk.pattern(4 * MIB))
-    device = devices.loop(file, mode=mode, log=log)
+    device = devices.loop(file, mode=way, log=log)
     os.truncate(file, 2 * MIB)
     with pytest.raises(OSError, match="Input/output error"):
         disk.read(device.node, 3 * MIB, 4096)
@@ -85,8 +85,8 @@ def test_an_error_of_the_backing_is_one_of_the_request(devices: Devices, scratch
     assert disk.read(device.node, 0, 2 * MIB) == disk.pattern(4 * MIB)[: 2 * MIB]
 
 
-def test_del_under_load(devices: Devices, scratch: Path, mode: str) -> None:
-    device = devices.loop(disk.image(scratch / "image", 8 * MIB), mode=mode, queues=2)
+def test_del_under_load(devices: Devices, scratch: Path, way: str) -> None:
+    device = devices.loop(disk.image(scratch / "image", 8 * MIB), mode=way, queues=2)
     options = ["--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bs=4k", "--time_based", "--runtime=60"]
     with load.running(device, *options) as fio:
         devices.remove(device)
@@ -172,8 +172,8 @@ def test_batches_need_more_than_one_request(devices: Devices) -> None:
             devices.null(mode="batch+copy", depth=1)
 
 
-def test_a_device_held_open_goes_in_every_mode(devices: Devices, mode: str) -> None:
-    device = devices.null(mode=mode)
+def test_a_device_held_open_goes_in_every_mode(devices: Devices, way: str) -> None:
+    device = devices.null(mode=way)
     with held_open(device.node):
         assert device.exists()
     devices.remove(device)
