@@ -30,7 +30,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "the state file": (state, "write"),
     "the socket": (channel.Channel, "__init__"),
     "START_DEV": (Control, "start"),
-    "opening the block device": (add, "_wait_node"),
+    "opening the block device": (add, "wait_node"),
 }
 
 

@@ -117,7 +117,7 @@ def test_it_holds_only_the_files_that_it_needs(daemon: Daemon) -> None:
     assert (links[0], links[1], links[2]) == (os.devnull, os.devnull, str(daemon.log))
     rest = collections.Counter(re.sub(r"\[\d+\]|ublkc\d+", "", link) for fd, link in links.items() if fd > 2)
     per_queue = {"anon_inode:[io_uring]": QUEUES, "anon_inode:[eventfd]": QUEUES}
-    assert rest == {str(daemon.image): 1, "/dev/": 1, "socket:": 2} | per_queue
+    assert rest == {str(daemon.image): 1, "/dev/": 1, "socket:": 3} | per_queue
 
 
 def test_its_log(daemon: Daemon) -> None:
@@ -127,12 +127,13 @@ def test_its_log(daemon: Daemon) -> None:
     for line in lines:
         assert re.fullmatch(rf"{stamp} (ublkb\d+|ublk)\[{daemon.pid}\]: [A-Z]+: .+", line), line
     assert re.fullmatch(rf"{stamp} ublkb(\d+)\[\d+\]: INFO: serving /dev/ublkb\1", lines[-1])
-    assert daemon.log.stat().st_mode & 0o777 == 0o640
+    assert daemon.log.stat().st_mode & 0o777 == 0o600
 
 
-def test_its_state_file_is_private(daemon: Daemon) -> None:
-    (file,) = Path("/run/ublkpy").iterdir()
-    assert file.stat().st_mode & 0o777 == 0o600
+def test_its_state_file_and_socket_are_private(daemon: Daemon) -> None:
+    files = list(Path("/run/ublkpy").iterdir())
+    assert {file.suffix for file in files} == {".json", ".sock"}
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
 def test_the_end_is_logged(devices: Devices, scratch: Path) -> None:

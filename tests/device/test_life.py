@@ -354,7 +354,7 @@ def test_del_after_the_daemon_was_killed(devices: Devices) -> None:
     device = devices.null()
     device.kill_daemon()
     until(lambda: device.state is State.DEAD, "the driver has noticed")
-    assert "no daemon; run: ublk del -n 0" in program.ublk("list").out
+    assert "no daemon; run: ublk start -n 0" in program.ublk("list").out
     devices.remove(device)
     assert not device.exists()
 
