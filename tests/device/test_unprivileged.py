@@ -145,7 +145,7 @@ def test_get_data_and_a_daemon_that_is_killed() -> None:
     assert BOB.does(lambda: os.kill(daemon, signal.SIGKILL)) == "PermissionError"
     os.kill(daemon, signal.SIGKILL)
     until(lambda: inspect.status(dev_id).info.state == State.DEAD, "the driver has noticed", 60)
-    assert f"no daemon; run: ublk del -n {dev_id}" in ALICE.ublk("list").out
+    assert f"no daemon; run: ublk start -n {dev_id}" in ALICE.ublk("list").out
     expect_refusal(ALICE.ublk("recover", "-n", str(dev_id)), ExitCode.FAILED, "was added without recovery")
     assert ALICE.ublk("del", "--async", "-n", str(dev_id)).status == 0
     until(lambda: not inspect.device_ids(), "the device is gone")

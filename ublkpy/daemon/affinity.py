@@ -15,13 +15,14 @@ def set_affinity(dev_id: int, q_id: int, cpus: Collection[int]) -> None:
     device = inspect.status(dev_id)
     if not device.known:
         raise UblkError(f"device {dev_id} is served by another program", "use the tool that added it")
-    if device.pid is None:
+    pid = device.pid
+    if pid is None:
         raise UblkError(f"nobody serves device {dev_id}", device.advice)
     threads = [queue.tid for queue in device.known.queues if queue.q_id == q_id]
     if not threads:
         raise ConfigError(f"device {dev_id} has no queue {q_id}", f"it has {device.info.nr_hw_queues}, from 0 on")
     for tid in threads:
-        if not Path(f"/proc/{device.pid}/task/{tid}").exists():
+        if not Path(f"/proc/{pid}/task/{tid}").exists():
             raise UblkError(f"the thread of queue {q_id} has ended", f"see: ublk list -n {dev_id}")
         try:
             os.sched_setaffinity(tid, cpus)

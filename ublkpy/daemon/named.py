@@ -25,9 +25,9 @@ def waiting(name: str | None) -> inspect.DeviceStatus | None:
         dev_id, known = device.info.dev_id, device.known
         if known is None or known.config["device"].get("name") != name:
             continue
-        if device.pid is not None and not wait_end(device.pid, _DYING):
+        if (pid := device.pid) is not None and not wait_end(pid, _DYING):
             raise BusyError(
-                f"{device.node} has the name {name} already, and process {device.pid} serves it",
+                f"{device.node} has the name {name} already, and process {pid} serves it",
                 f"choose another name, or delete it: ublk del -n {dev_id}",
             )
         # Without a disk there is nothing to recover: its daemon died before it was started, or after it was stopped.

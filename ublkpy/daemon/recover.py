@@ -82,10 +82,8 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
             f"use the tool that added it, or delete it: ublk del -n {dev_id}",
         )
     # A daemon that was killed just now may still be on its way out.
-    if device.pid is not None and not wait_end(device.pid, _DYING):
-        raise BusyError(
-            f"device {dev_id} needs no recovery: process {device.pid} serves it", "ublk list shows its state"
-        )
+    if (pid := device.pid) is not None and not wait_end(pid, _DYING):
+        raise BusyError(f"device {dev_id} needs no recovery: process {pid} serves it", "ublk list shows its state")
     if Feature.USER_RECOVERY not in device.info.flags:
         raise UblkError(
             f"device {dev_id} was added without recovery",

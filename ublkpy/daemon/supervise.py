@@ -87,8 +87,8 @@ class _Watch:
     def run(self) -> None:
         while device := self._look():
             assert device.known
-            if device.pid is not None:
-                spawn.wait_end(device.pid, _A_DAY)
+            if (pid := device.pid) is not None:  # asked once: it may die now
+                spawn.wait_end(pid, _A_DAY)
             elif device.known.kept:
                 time.sleep(_LOOK)
             elif device.info.state == State.DEAD:
