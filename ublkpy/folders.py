@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import socket
 import stat
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def open_log(path: Path) -> int:
         return fd
     os.close(fd)
     raise UblkError(f"{path} is in a folder that others can write, and is not a file of {user_name(os.geteuid())}'s")
+
+
+def listen(listener: socket.socket, path: Path) -> None:
+    """Have a socket of ours, and of nobody else's, at this path. Raises UblkError and OSError."""
+    make(path.parent)
+    path.unlink(missing_ok=True)  # of a daemon that was killed
+    os.fchmod(listener.fileno(), 0o600)  # what the path gets
+    listener.bind(str(path))
+    listener.listen()
 
 
 def user_name(uid: int) -> str:

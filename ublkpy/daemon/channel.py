@@ -37,11 +37,7 @@ class Channel:
         self._path = state.channel_path(dev_id)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            folders.make(self._path.parent)
-            self._path.unlink(missing_ok=True)  # of a daemon that was killed
-            os.fchmod(self._listener.fileno(), 0o600)  # what the path gets
-            self._listener.bind(str(self._path))
-            self._listener.listen()
+            folders.listen(self._listener, self._path)
         except OSError as e:
             self._listener.close()
             raise UblkError(f"cannot make the socket {self._path}: {os.strerror(e.errno or 0)}") from e

@@ -108,11 +108,7 @@ class Sharing:
     def _listen(self) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
         try:
-            folders.make(self._path.parent)
-            self._path.unlink(missing_ok=True)  # of a daemon that was killed
-            os.fchmod(self._listener.fileno(), 0o600)  # what the path gets
-            self._listener.bind(str(self._path))
-            self._listener.listen()
+            folders.listen(self._listener, self._path)
         except OSError as e:
             self._stop_listening()
             raise UblkError(f"cannot make the socket {self._path}: {os.strerror(e.errno or 0)}") from e
