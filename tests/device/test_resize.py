@@ -192,6 +192,17 @@ def test_a_file_that_cannot_be_so_long(can_resize: None, devices: Devices, scrat
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.parametrize("size", [MIB, 1 << 30])
+def test_a_device_with_metadata_keeps_its_size(can_resize: None, devices: Devices, size: int) -> None:
+    if Feature.INTEGRITY not in inspect.features():
+        pytest.skip("this driver has no UBLK_F_INTEGRITY (Linux 7.0)")
+    device = devices.null(metadata_size=8)
+    before = size_of(device)
+    with pytest.raises(UblkError, match="a device with metadata keeps its size"):
+        Api(device.id).resize(size)
+    assert size_of(device) == before
+
+
 def test_without_a_daemon(can_resize: None, devices: Devices) -> None:
     device = devices.null(recovery="queue")
     device.kill_daemon()

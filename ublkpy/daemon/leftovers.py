@@ -11,7 +11,7 @@ from pathlib import Path
 from ublkpy.daemon import inspect, state
 from ublkpy.daemon.delete import delete
 from ublkpy.daemon.users import openers
-from ublkpy.errors import NoDeviceError, UblkError
+from ublkpy.errors import DriverError, NoDeviceError, UblkError
 from ublkpy.uring.uapi import State
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,6 @@ def _belongs(dev_id: int) -> bool:
         return True
     try:
         cookie = inspect.status(dev_id).info.ublksrv_flags
-    except NoDeviceError:
+    except (NoDeviceError, DriverError):  # gone, or another user's by now
         return False
     return known is None or known.cookie == cookie

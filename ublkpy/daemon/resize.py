@@ -58,6 +58,8 @@ def follow(target: Target, target_map: Map, size: int, *, done: bool) -> None:
     """In the daemon: what is to be done before (``done``: after) the device has got this size. Raises UblkError."""
     if type(target).resize is Target.resize:
         target.resize(size)  # says that it cannot
+    if target.has_metadata:  # that of blocks to come would have to be made
+        raise UblkError("a device with metadata keeps its size", "delete it, and add it anew")
     before = target_map.size
     if size > before and not done:
         target.resize(size)

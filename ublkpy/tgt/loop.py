@@ -60,8 +60,6 @@ class LoopTarget(IntegrityTarget):
         return found
 
     def resize(self, size: int) -> None:
-        if self._metadata:
-            raise UblkError("a device with metadata keeps its size", "delete it, and add it anew")
         # What lies behind the device in the file is not ours to cut off.
         whole = self._backing.end == self.offset + self._geometry.size
         self._backing.fit(self.offset + size, cut=whole and size < self._geometry.size)
