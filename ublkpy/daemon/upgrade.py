@@ -68,7 +68,11 @@ def upgrade(dev_id: int) -> float:
     _rehearse(device)
     began = time.monotonic()
     quiesce(dev_id)
-    recover(dev_id)
+    try:
+        recover(dev_id)
+    except UblkError:
+        log.warning("requests of device %d wait now for: ublk recover -n %d", dev_id, dev_id)
+        raise
     return time.monotonic() - began
 
 
