@@ -335,19 +335,24 @@ def test_the_example_of_the_documentation(devices: Devices) -> None:
 @pytest.fixture
 def huge(scratch: Path) -> Iterator[Path]:
     """A file of 4 MiB in huge pages."""
+    with huge_pages(4), kernel.mounted("none", scratch / "huge", "-t", "hugetlbfs") as point:
+        file = point / "file"
+        with file.open("wb") as f:
+            f.truncate(4 * MIB)
+        yield file
+
+
+@contextmanager
+def huge_pages(wanted: int) -> Iterator[None]:
+    """As many as that: those that the machine has from its boot, or else new ones."""
     count = Path("/proc/sys/vm/nr_hugepages")
-    Path("/proc/sys/vm/drop_caches").write_text("3")  # memory in pieces has no room for them
-    Path("/proc/sys/vm/compact_memory").write_text("1")
-    count.write_text("4")
+    before = int(count.read_text())
+    count.write_text(str(max(before, wanted)))
     try:
-        assert int(count.read_text()) == 4, "no memory for huge pages"
-        with kernel.mounted("none", scratch / "huge", "-t", "hugetlbfs") as point:
-            file = point / "file"
-            with file.open("wb") as f:
-                f.truncate(4 * MIB)
-            yield file
+        assert int(count.read_text()) >= wanted, "no memory for huge pages; the kernel option hugepages= reserves it"
+        yield
     finally:
-        count.write_text("0")
+        count.write_text(str(before))
 
 
 def check_huge(device: Device, file: Path) -> None:
@@ -393,7 +398,7 @@ def test_a_file_that_cannot_be_shared(devices: Devices, scratch: Path, huge: Pat
 
 
 def test_too_few_huge_pages(devices: Devices, huge: Path) -> None:
-    Path("/proc/sys/vm/nr_hugepages").write_text("1")
+    os.truncate(huge, 1 << 30)
     added = program.ublk("add", "-t", "null", "--shmem_zc", "--htlb", str(huge))
     assert (added.status, added.out, inspect.device_ids()) == (ExitCode.FAILED, "", [])
     assert f"cannot share {huge}" in added.err

@@ -20,6 +20,8 @@ _QEMU = "qemu-system-x86_64"
 _KERNEL_OPTIONS = (
     "console=ttyS0 loglevel=5 printk.devkmsg=on panic=-1 mitigations=off"
     " watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60"
+    # for tests: later there may be no memory for them that is in one piece
+    " hugepages=4"
 )
 
 
