@@ -235,7 +235,7 @@ for _opt in config.DeviceOptions.options.values():
 
 @cli.command("del")
 @click.argument("ids", type=DEVICE_ID, nargs=-1, shell_complete=complete_ids)
-@click.option("-n", "--number", "numbers", type=DEVICE_ID, multiple=True, help="device id; repeatable")
+@click.option("-n", "--number", "numbers", type=DEVICE_ID, multiple=True, help="device id or name; repeatable")
 @click.option(
     "-a",
     "--all",

@@ -135,13 +135,29 @@ def complete_targets(ctx: click.Context, param: click.Parameter, incomplete: str
     return [CompletionItem(name) for name in tgt.names() if name.startswith(incomplete)]
 
 
-class _DeviceId(click.IntRange):
-    name = "device id"
+_IDS: click.ParamType[Any] = click.IntRange(0, 2**20 - 1)
 
 
-DEVICE_ID = _DeviceId(0, 2**20 - 1)
+class _DeviceId(click.ParamType[int]):
+    """The id of a device, its node, or the name that it was added with."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).removeprefix("/dev/ublkb")
+        if re.fullmatch(r"[+-]?\d+", text):
+            dev_id: int = _IDS.convert(text, param, ctx)
+            return dev_id
+        if ctx and ctx.resilient_parsing:  # completion must not talk
+            return -1
+        from ublkpy.daemon.named import find
+
+        return find(text).info.dev_id
+
+
+DEVICE_ID = _DeviceId()
 id_option: Callable[[Any], Any] = click.option(
-    "-n", "--number", "dev_id", type=DEVICE_ID, required=True, help="device id", shell_complete=complete_ids
+    "-n", "--number", "dev_id", type=DEVICE_ID, required=True, help="device id or name", shell_complete=complete_ids
 )
 SWITCH = click.Choice([0, 1])
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -178,7 +194,7 @@ def several(command: Callable[..., Any]) -> Callable[..., Any]:
     """Devices by their ids, ``-n 0 -n 1`` or ``0 1``, as the command's ``ids`` and ``numbers``, or ``every`` one."""
     for decorate in (
         click.option("-a", "--all", "every", is_flag=True, help="all devices for which that makes sense"),
-        click.option("-n", "--number", "numbers", type=DEVICE_ID, multiple=True, help="device id; repeatable"),
+        click.option("-n", "--number", "numbers", type=DEVICE_ID, multiple=True, help="device id or name; repeatable"),
         click.argument("ids", type=DEVICE_ID, nargs=-1, shell_complete=complete_ids),
     ):
         command = decorate(command)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,7 +83,9 @@ class DeviceOptions(DiskOptions):
         " no data",
     )
     name: str | None = option(
-        None, help="no other device has it; with --foreground, serve the device of this name whose daemon died again"
+        None,
+        help="what commands may call it instead of its id; with --foreground, serve the device of this name again whose"
+        " daemon died",
     )
     log: Path | None = option(
         None,
@@ -157,6 +160,12 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
 def _check(device: DeviceOptions, target: Target) -> None:
     """ConfigError for options that do not go together."""
     limits.check(device, getattr(target, "size", None))
+    if device.name is not None and re.fullmatch(r"|[/+-].*|\d+", device.name):
+        raise ConfigError(
+            f"name {device.name!r} could be taken for an id, a path or an option",
+            f"choose one with a letter in front, such as disk{device.name.strip('/+-')}",
+            ["name"],
+        )
     if device.shmem_zc:
         mode.check_sharing(device.mode, device.recovery != "none")
     else:

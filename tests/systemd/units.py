@@ -31,11 +31,7 @@ class Unit:
     @property
     def device(self) -> Device:
         """The device that bears the unit's name."""
-        found = [
-            device.info.dev_id
-            for device in inspect.list_devices()
-            if device.known and device.known.config["device"].get("name") == self.name
-        ]
+        found = [device.info.dev_id for device in inspect.list_devices() if device.name == self.name]
         assert len(found) == 1, f"devices of {self.full_name}: {found}"
         return Device(found[0])
 

@@ -184,6 +184,7 @@ def test_json_of_devices(ours: DeviceStatus, foreign: DeviceStatus) -> None:
 def test_json_of_our_device(ours: DeviceStatus) -> None:
     assert ours.to_dict() == {
         "id": 0,
+        "name": None,
         "node": "/dev/ublkb0",
         "char_node": "/dev/ublkc0",
         "server": "ublkpy",
@@ -210,7 +211,7 @@ def test_json_of_our_device(ours: DeviceStatus) -> None:
 def test_json_of_a_foreign_device(foreign: DeviceStatus) -> None:
     shown = foreign.to_dict()
     assert (shown["server"], shown["advice"]) == ("foreign", "ublk del -n 12")
-    assert [key for key, value in shown.items() if value is None] == ["target", "backing", "mode", "pid"]
+    assert [key for key, value in shown.items() if value is None] == ["name", "target", "backing", "mode", "pid"]
     assert shown["queue_threads"] == []
 
 

@@ -13,6 +13,7 @@ from ublkpy.daemon.ctrl import Control, owner, reachable
 from ublkpy.daemon.disk import Disk
 from ublkpy.daemon.spawn import isolated
 from ublkpy.errors import DriverError, NoDeviceError, UblkError, no_device
+from ublkpy.tgt.options import format_size
 from ublkpy.uring.uapi import DevInfo, Feature, ParamGroups, State
 
 _CLASS = Path("/sys/class/ublk-char")
@@ -61,6 +62,19 @@ class DeviceStatus:
         return self.known is not None and self.pid is None and keeps
 
     @property
+    def name(self) -> str | None:
+        """The name that it was added with."""
+        return self.known.config["device"].get("name") if self.known else None
+
+    @property
+    def summary(self) -> str:
+        """For people: "/dev/ublkb0: loop on /srv/disk.img, 10G, batch+copy"."""
+        if self.known is None:
+            return f"{self.node}: not of ublkpy"
+        backing = f" on {self.known.backing}" if self.known.backing else ""
+        return f"{self.node}: {self.known.target['name']}{backing}, {format_size(self.size or 0)}, {self.known.mode}"
+
+    @property
     def advice(self) -> str:
         """What to do about a device that nobody serves; empty for one that works."""
         if self.pid is not None:
@@ -77,6 +91,7 @@ class DeviceStatus:
         info, disk, known = self.info, self.disk, self.known
         return {
             "id": info.dev_id,
+            "name": self.name,
             "node": self.node,
             "char_node": f"/dev/ublkc{info.dev_id}",
             "server": "ublkpy" if known else "foreign",

@@ -1,4 +1,4 @@
-"""Devices by name: how whoever starts a daemon again finds the device that the one before it left."""
+"""Devices by name: how people find them, and how whoever starts a daemon again finds what the one before it left."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from ublkpy.daemon import inspect
 from ublkpy.daemon.delete import delete
 from ublkpy.daemon.spawn import wait_end
-from ublkpy.errors import BusyError
+from ublkpy.errors import BusyError, NoDeviceError
 from ublkpy.uring.uapi import Feature, State
 
 log = logging.getLogger(__name__)
@@ -16,15 +16,20 @@ log = logging.getLogger(__name__)
 _DYING = 5.0
 
 
+def find(name: str) -> inspect.DeviceStatus:
+    """The device of this name. NoDeviceError if there is none."""
+    for device in _all(name):
+        return device
+    raise NoDeviceError(f"no device has the name {name}", "ublk list shows what there is; --name gives one a name")
+
+
 def waiting(name: str | None) -> inspect.DeviceStatus | None:
     """The device of this name that can be recovered; None if there is none, and a new one can have the name.
 
     One that is dead without recovery is deleted. Raises BusyError for one that is served, and UblkError.
     """
-    for device in inspect.list_devices() if name else []:
-        dev_id, known = device.info.dev_id, device.known
-        if known is None or known.config["device"].get("name") != name:
-            continue
+    for device in _all(name) if name else []:
+        dev_id = device.info.dev_id
         if (pid := device.pid) is not None and not wait_end(pid, _DYING):
             raise BusyError(
                 f"{device.node} has the name {name} already, and process {pid} serves it",
@@ -34,5 +39,9 @@ def waiting(name: str | None) -> inspect.DeviceStatus | None:
         if Feature.USER_RECOVERY in device.info.flags and device.disk and device.info.state != State.DEAD:
             return device
         log.info("deleting /dev/ublkb%d, which the daemon of %s left behind", dev_id, name)
-        delete(dev_id, known.cookie)
+        delete(dev_id, device.info.ublksrv_flags)
     return None
+
+
+def _all(name: str) -> list[inspect.DeviceStatus]:
+    return [device for device in inspect.list_devices() if device.name == name]
