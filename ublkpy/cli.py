@@ -324,7 +324,8 @@ def upgrade(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool) -> int:
 
     def upgrade_one(device: Device) -> None:
         stall = device.upgrade()
-        _say(f"{device.node}: upgraded; requests waited {stall * 1000:.0f} ms")
+        how = "by its systemd unit" if stall is None else f"requests waited {stall * 1000:.0f} ms"
+        _say(f"{device.node}: upgraded; {how}")
 
     return _for_each(ids, numbers, served if every else None, upgrade_one)
 

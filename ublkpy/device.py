@@ -114,11 +114,17 @@ class Device:
 
         quiesce(self.dev_id)
 
-    def upgrade(self) -> float:
-        """Replace its daemon by one of this version, without a failed request; for how many seconds they waited."""
+    def upgrade(self) -> float | None:
+        """Replace its daemon by one of this version, without a failed request; for how many seconds they waited.
+
+        None if a systemd unit did it, whose daemon it was.
+        """
+        from ublkpy.daemon import supervise
         from ublkpy.daemon.upgrade import upgrade
 
-        return upgrade(self.dev_id)
+        seconds = upgrade(self.dev_id)
+        supervise.renew(self.dev_id)
+        return seconds
 
     def resize(self, size: int, *, force: bool = False) -> None:
         """Give it, and its backing where that can, so many bytes. BusyError for a cut in use, unless ``force``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from ublkpy import Device as Api
 from ublkpy.daemon import inspect, state
+from ublkpy.daemon.channel import held
 from ublkpy.errors import BusyError, ConfigError, ExitCode, UblkError
 from ublkpy.uring.uapi import Feature, State
 
@@ -141,7 +143,8 @@ def test_the_daemon_hears_only_what_it_understands(devices: Devices) -> None:
         b'"x"',
         b'{"do": "dance"}',
         b'{"do": "resize"}',
-        b'{"do": "keep", "on": 1, "x": 2}',
+        b'{"do": "hold", "on": 1}',
+        b'{"do": "resize", "x": 2}',
         b"{}",
     ):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as daemon:
@@ -153,6 +156,25 @@ def test_the_daemon_hears_only_what_it_understands(devices: Devices) -> None:
         silent.connect(str(state.channel_path(device.id)))
         Api(device.id).stop()
     assert device.status().info.state is State.DEAD
+
+
+def test_who_has_given_up_is_not_obeyed(devices: Devices, scratch: Path) -> None:
+    """An order that the daemon hears too late; and one that ends with the process that gave it."""
+    file = disk.image(scratch / "image", 8 * MIB)
+    device = devices.loop(file)
+    os.kill(device.pid, signal.SIGSTOP)
+    try:
+        for order in (b'{"do": "hold"}', b'{"do": "resize", "size": 4194304, "done": true}'):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as daemon:
+                daemon.connect(str(state.channel_path(device.id)))
+                daemon.send(order)
+    finally:
+        os.kill(device.pid, signal.SIGCONT)
+    with held(device.id, 10):
+        pass
+    assert device.status().size == 8 * MIB
+    devices.remove(device)
+    assert not state.read(device.id)
 
 
 def test_the_socket_is_for_the_owner_alone(devices: Devices) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import inspect
+from ublkpy.daemon import inspect, state
 from ublkpy.errors import ExitCode, UblkError
 from ublkpy.uring.uapi import Feature, State
 
 from . import disk, load, program
-from .devices import MIB, Devices, until
+from .devices import MIB, Devices, configure, until
 
 _VERIFY = ("--rw=randwrite", "--bs=4k", "--size=16M", "--verify=crc32c", "--verify_backlog=64", "--time_based")
 
@@ -52,7 +52,7 @@ def test_twenty_upgrades_lose_nothing(
     with load.running(device, *_VERIFY, *depth, "--runtime=200") as fio:
         for _ in range(10):
             before, done = device.pid, device.completed("writes")
-            stalls.append(Api(device.id).upgrade())
+            stalls.append(Api(device.id).upgrade() or 0)
             assert device.pid != before
             until(lambda done=done: device.completed("writes") > done + 50, "requests go on")  # type: ignore[misc]
             assert fio.poll() is None
@@ -73,6 +73,30 @@ def test_the_command(can_quiesce: None, devices: Devices) -> None:
     ]
     assert done.status == ExitCode.FAILED
     assert f"device {third.id} was added without recovery" in done.err
+
+
+def test_what_watches_over_it_is_replaced_too(can_quiesce: None, devices: Devices) -> None:
+    config = configure("null", size=8 * MIB, recovery="queue", supervise=True)
+    device = devices.adopt(Api.add(config).dev_id)
+    watch = state.watch_path(device.id)
+    before = watch.read_text()
+    Api(device.id).upgrade()
+    assert watch.read_text() not in ("", before)
+    assert not Path(f"/proc/{before}").exists()
+    pid = device.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: device.status().pid not in (None, pid), "it is brought back", 50)
+
+
+def test_one_that_is_called_by_its_name(can_quiesce: None, devices: Devices) -> None:
+    device = devices.null(recovery="queue", name="scratch")
+    before = device.pid
+    assert program.ublk("upgrade", "scratch").status == 0
+    assert device.pid != before
+    assert program.ublk("list", "-n", "scratch").out == program.ublk("list", "-n", str(device.id)).out
+    refused = program.ublk("upgrade", "scratsh")
+    assert (refused.status, refused.out) == (ExitCode.NO_DEVICE, "")
+    assert "no device has the name scratsh" in refused.err
 
 
 def test_a_file_and_what_is_open(can_quiesce: None, devices: Devices, scratch: Path) -> None:

@@ -10,14 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.device import disk as blocks
 from tests.device.devices import held_open, until
 from tests.device.kernel import run
-from ublkpy.uring.uapi import State
+from ublkpy.daemon import inspect
+from ublkpy.uring.uapi import Feature, State
 
 from .units import Unit
 
 DATA = Path("/data")
+
+
+@pytest.fixture
+def can_quiesce() -> None:
+    if Feature.QUIESCE not in inspect.features():
+        pytest.skip("this driver has no UBLK_F_QUIESCE (Linux 6.16)")
 
 
 def test_fstab_has_a_file_system_mounted_at_boot(disk: Unit) -> None:
@@ -50,22 +59,48 @@ def test_the_journal_has_priorities_and_the_unit(disk: Unit) -> None:
 
 
 def test_a_daemon_killed_under_load_is_replaced_without_an_error(disk: Unit) -> None:
-    device, pid = disk.device, disk.pid
-    before = device.completed("writes")
-    argv = ["fio", "--name=load", f"--filename={DATA}/load", "--direct=1", "--ioengine=libaio", "--iodepth=16"]
-    argv += ["--rw=randwrite", "--bs=4k", "--size=32M", "--verify=crc32c", "--verify_fatal=1", "--minimal"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fio:
-        until(lambda: fio.poll() is not None or device.completed("writes") > before + 100, "fio writes")
+    pid = disk.pid
+    with _load(disk):
         os.kill(pid, signal.SIGKILL)
-        assert fio.poll() is None
         disk.until_restarted(pid)
-        printed, _ = fio.communicate(timeout=120)
-    assert fio.returncode == 0, printed
-    assert disk.device == device
-    assert (device.state, device.pid) == (State.LIVE, disk.pid)
+    assert disk.device.pid == disk.pid
     assert "taking up /dev/ublkb0 again" in disk.journal()
-    assert run("findmnt", "-n", "-o", "SOURCE", DATA) == "/dev/ublkb0\n"
-    assert "I/O error" not in run("dmesg")
+
+
+@pytest.mark.parametrize("ask", [("systemctl", "reload", "ublk@disk"), ("ublk", "upgrade", "disk")])
+def test_a_reload_is_an_upgrade(can_quiesce: None, disk: Unit, ask: tuple[str, ...]) -> None:
+    """Whoever asks for it, the new daemon is the unit's, and the unit goes on as with the old one."""
+    pid, restarts = disk.pid, disk.show("NRestarts")
+    with _load(disk):
+        run(*ask)
+        assert disk.pid == disk.device.pid != pid
+    assert not Path(f"/proc/{pid}").exists()
+    assert (disk.show("ActiveState"), disk.show("SubState")) == ("active", "running")
+    assert disk.show("StatusText") == f"/dev/ublkb0: loop on /srv/disk.img, 1G, {disk.mode}"
+    assert (disk.show("NRestarts"), disk.show("Result")) == (restarts, "success")
+    assert disk.full_name in Path(f"/proc/{disk.pid}/cgroup").read_text()
+    lines = run("journalctl", "-b", "-o", "cat", "-t", "ublkpy", "-u", disk.full_name, f"_PID={disk.pid}")
+    assert "serving /dev/ublkb0" in lines
+
+
+def test_the_next_daemon_is_watched_and_restarted_too(can_quiesce: None, hangs: Unit) -> None:
+    hangs.systemctl("reload")
+    device, pid, told = hangs.device, hangs.pid, int(hangs.show("WatchdogTimestampMonotonic"))
+    until(lambda: int(hangs.show("WatchdogTimestampMonotonic")) > told + 12_000_000, "it was told for 12 s", 30)
+    os.kill(pid, signal.SIGSTOP)
+    hangs.until_restarted(pid)
+    assert hangs.device == device
+    assert hangs.device.pid == hangs.pid
+
+
+def test_a_reload_that_cannot_be_changes_nothing(plain: Unit) -> None:
+    pid = plain.pid
+    done = subprocess.run(["ublk", "upgrade", "plain"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "was added without recovery" in done.stderr
+    assert subprocess.run(["systemctl", "reload", plain.full_name], timeout=60).returncode
+    assert "was added without recovery" in plain.journal()
+    assert (plain.pid, plain.device.pid, plain.show("ActiveState")) == (pid, pid, "active")
 
 
 def test_a_hung_daemon_is_killed_and_replaced(hangs: Unit) -> None:
@@ -160,6 +195,24 @@ def test_a_backing_that_is_missing_is_the_status(plain: Unit) -> None:
     finally:
         Path("/srv/elsewhere.img").rename(image)
     until(lambda: plain.show("ActiveState") == "active", "it is tried again", 60)
+
+
+@contextmanager
+def _load(unit: Unit) -> Iterator[None]:
+    """fio on the mounted file system meanwhile, which sees no error and finds all that it wrote."""
+    device, before = unit.device, unit.device.completed("writes")
+    argv = ["fio", "--name=load", f"--filename={DATA}/load", "--direct=1", "--ioengine=libaio", "--iodepth=16"]
+    argv += ["--rw=randwrite", "--bs=4k", "--size=32M", "--verify=crc32c", "--verify_fatal=1", "--minimal"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fio:
+        until(lambda: fio.poll() is not None or device.completed("writes") > before + 100, "fio writes")
+        assert fio.poll() is None
+        yield
+        printed, _ = fio.communicate(timeout=120)
+    assert fio.returncode == 0, printed
+    assert unit.device == device
+    assert device.state == State.LIVE
+    assert run("findmnt", "-n", "-o", "SOURCE", DATA) == "/dev/ublkb0\n"
+    assert "I/O error" not in run("dmesg")
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 One packet of JSON each way: ``{"do": NAME, ...}``, and then ``{"done": {...}}`` or ``{"error": {...}}``. The daemon's
 main thread answers one after the other, so an order must not wait for the device itself. Only root and the daemon's
-own user are heard (SO_PEERCRED, unix(7)).
+own user are heard (SO_PEERCRED, unix(7)); who has hung up meanwhile has given up, and nothing is done for him.
+
+One order is the channel's own: ``hold`` stands as long as the connection does, and ends with the process that gave it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ublkpy import folders
@@ -26,6 +28,7 @@ Orders = Mapping[str, Callable[..., dict[str, Any]]]
 
 _MAX_BYTES = 65536
 _HEARS = 1.0  # seconds for a client to say what it wants
+_HOLD = "hold"
 _ucred = struct.Struct("iII")  # pid, uid, gid: unix(7)
 
 
@@ -33,7 +36,8 @@ class Channel:
     """The daemon's end. ``orders`` are called in the thread that calls ``answer``; UblkError is an answer, too."""
 
     def __init__(self, dev_id: int, orders: Orders) -> None:
-        self._orders = orders
+        self._orders = {**orders, _HOLD: lambda: {}}
+        self._holders: list[socket.socket] = []
         self._path = state.channel_path(dev_id)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
@@ -52,40 +56,90 @@ class Channel:
             client, _ = self._listener.accept()
         except OSError:
             return  # it has gone again
-        with client, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             client.settimeout(_HEARS)
-            client.send(json.dumps(self._reply(client)).encode())
+            order, reply = self._hear(client)
+            client.send(json.dumps(reply).encode())
+            if order == _HOLD and "done" in reply:
+                for gone in filter(_has_hung_up, self._holders):
+                    gone.close()
+                self._holders = [*(holder for holder in self._holders if holder.fileno() >= 0), client]
+                return
+        client.close()
+
+    def is_held(self) -> bool:
+        """Whether somebody means to go on with the device when the daemon has ended."""
+        return not all(map(_has_hung_up, self._holders))
 
     def close(self) -> None:
         """Hear nobody any more."""
         self._path.unlink(missing_ok=True)
-        self._listener.close()
+        for sock in (self._listener, *self._holders):
+            sock.close()
 
-    def _reply(self, client: socket.socket) -> dict[str, Any]:
+    def _hear(self, client: socket.socket) -> tuple[str, dict[str, Any]]:
+        """The order's name, and the reply. OSError if nobody waits for that."""
+        name = ""
         _, uid, _ = _ucred.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size))
         try:
             if uid not in (0, os.geteuid()):
                 raise UblkError("only root and the owner of the device may ask its daemon")
             order = json.loads(client.recv(_MAX_BYTES))
-            action = self._orders.get(order.pop("do"))
+            name = order.pop("do")
+            action = self._orders.get(name)
             if action is None:
                 raise UblkError("the daemon is of another version, and does not know this order")
-            return {"done": action(**order)}
+            if _has_hung_up(client):
+                raise ConnectionAbortedError
+            return name, {"done": action(**order)}
         except UblkError as e:
-            return {"error": e.to_dict()}
+            return name, {"error": e.to_dict()}
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             _log.warning("an order that cannot be understood: %s", e)
-            return {"error": UblkError(f"the daemon does not understand: {e}").to_dict()}
+            return name, {"error": UblkError(f"the daemon does not understand: {e}").to_dict()}
+
+
+def _has_hung_up(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return not client.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def ask(dev_id: int, order: str, timeout: float, **values: Any) -> dict[str, Any]:
     """Have the daemon of a device do something. Raises its UblkError, or one that says why it does not answer."""
+    with _asked(dev_id, order, timeout, **values) as done:
+        return done
+
+
+@contextlib.contextmanager
+def held(dev_id: int, timeout: float) -> Iterator[None]:
+    """If the daemon of a device ends in good order while the block lasts, its state file stays. Raises as ``ask``."""
+    with _asked(dev_id, _HOLD, timeout):
+        yield
+
+
+@contextlib.contextmanager
+def _asked(dev_id: int, order: str, timeout: float, **values: Any) -> Iterator[dict[str, Any]]:
+    """The answer, with the connection open for as long as the block lasts."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as daemon:
+        reply = _exchange(daemon, dev_id, order, timeout, values)
+        if "error" in reply:
+            raise from_dict(reply["error"])
+        yield reply["done"]
+
+
+def _exchange(
+    daemon: socket.socket, dev_id: int, order: str, timeout: float, values: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as daemon:
-            daemon.settimeout(timeout)
-            daemon.connect(str(state.channel_path(dev_id)))
-            daemon.send(json.dumps({"do": order, **values}).encode())
-            reply = json.loads(daemon.recv(_MAX_BYTES))
+        daemon.settimeout(timeout)
+        daemon.connect(str(state.channel_path(dev_id)))
+        daemon.send(json.dumps({"do": order, **values}).encode())
+        reply: dict[str, dict[str, Any]] = json.loads(daemon.recv(_MAX_BYTES))
     except TimeoutError as e:
         raise UblkError(
             f"the daemon of device {dev_id} does not answer within {timeout:g} s",
@@ -95,7 +149,4 @@ def ask(dev_id: int, order: str, timeout: float, **values: Any) -> dict[str, Any
         raise UblkError(
             f"the daemon of device {dev_id} cannot be reached: {e}", "ublk list shows whether it is alive"
         ) from e
-    if "error" in reply:
-        raise from_dict(reply["error"])
-    done: dict[str, Any] = reply["done"]
-    return done
+    return reply

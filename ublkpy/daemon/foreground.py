@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 from ublkpy.config import DeviceConfig
 from ublkpy.daemon import inspect, log, named, process, recover
-from ublkpy.daemon.add import make_plan, tell_clamped, wait_node
+from ublkpy.daemon.add import make_plan, tell_clamped
 from ublkpy.daemon.notify import Manager
-from ublkpy.daemon.server import Plan, Server
+from ublkpy.daemon.run import Start, wait_node
+from ublkpy.daemon.server import Server
 from ublkpy.errors import UblkError
-from ublkpy.tgt.options import format_size
-from ublkpy.uring.uapi import DevInfo
 
 _log = logging.getLogger(__name__)
 
@@ -27,21 +26,22 @@ def serve(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
     try:
         log.to_terminal()
         left = named.waiting(config.device.name)
-        plan, begin = (make_plan(config), Server.create) if left is None else _recovery(left, config)
-        server = Server(plan)
+        start = Start(make_plan(config), Server.create) if left is None else _recovery(left, config)
         process.harden()
-        info = begin(server)
+        process.leave_mounts()
+        server = Server(start.plan, manager)
+        info = start.bring_up(server)
         log.name_device(info.dev_id)
         tell_clamped(config, info.nr_hw_queues)
         _announce(server, info.dev_id, on_ready, new=left is None)
     except UblkError as e:
         manager.failed(e)
         raise
-    manager.ready(_describe(inspect.status(info.dev_id)))
-    return server.serve(info, manager)
+    manager.ready(inspect.status(info.dev_id).summary)
+    return server.serve(info)
 
 
-def _recovery(left: inspect.DeviceStatus, config: DeviceConfig) -> tuple[Plan, Callable[[Server], DevInfo]]:
+def _recovery(left: inspect.DeviceStatus, config: DeviceConfig) -> Start:
     """As ``ublk recover``: with the options that the device was added with. After a failure it waits on."""
     _log.info("taking up %s again, whose daemon died", left.node)
     if left.known and left.known.config != config.dump():
@@ -60,12 +60,3 @@ def _announce(server: Server, dev_id: int, on_ready: Callable[[int], None], *, n
         if new or not isinstance(e, UblkError):
             raise
         _log.warning("%s", e.message)
-
-
-def _describe(device: inspect.DeviceStatus) -> str:
-    """For people: "/dev/ublkb0: loop on /srv/disk.img, 10G, batch+copy"."""
-    known = device.known
-    target = str(known.config["target"]["type"]) if known else "?"
-    backing = f" on {known.backing}" if known and known.backing else ""
-    size = format_size(device.size or 0)
-    return f"{device.node}: {target}{backing}, {size}, {known.mode if known else '?'}"

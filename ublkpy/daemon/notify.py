@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
+from array import array
+from collections.abc import Sequence
+from typing import Any
 
 _TEXT_LIMIT = 1000
+_HEARD = 10.0
 
 
 class Manager:
@@ -31,35 +36,55 @@ class Manager:
         period = int(said["WATCHDOG_USEC"]) / 2e6 if said["WATCHDOG_USEC"] and meant else None
         return cls(said["NOTIFY_SOCKET"], period)
 
+    def to_dict(self) -> dict[str, Any]:
+        """For the process that takes over from this one: ``Manager(**it)``."""
+        return {"address": self._address, "period": self.period}
+
     def __bool__(self) -> bool:
         return bool(self._address)
 
     def ready(self, status: str) -> None:
-        """The service is up. Also of use where a process takes over from the one that the manager knows."""
-        self._tell(READY="1", MAINPID=str(os.getpid()), STATUS=status)
+        """The service is up."""
+        self._tell({"READY": "1", "STATUS": status})
+
+    def main_process(self, pid: int) -> bool:
+        """Another process than before is the service; returns when the manager knows: the first one may end then.
+
+        False if it did not say within ten seconds that it does.
+        """
+        self._tell({"MAINPID": str(pid)})
+        heard, hears = os.pipe()
+        try:
+            # It closes this when it has read all that came before.
+            self._tell({"BARRIER": "1"}, [hears])
+            os.close(hears)
+            return bool(select.select([heard], [], [], _HEARD)[0])
+        finally:
+            os.close(heard)
 
     def alive(self) -> None:
         """Keep the watchdog quiet for another while."""
         if self.period:
-            self._tell(WATCHDOG="1")
+            self._tell({"WATCHDOG": "1"})
 
     def stopping(self, status: str) -> None:
-        self._tell(STOPPING="1", STATUS=status)
+        self._tell({"STOPPING": "1", "STATUS": status})
 
     def failed(self, error: Exception) -> None:
         """The last word: why there is no service, with the number of the error that the system gave."""
         number = next((str(e.errno) for e in _causes(error) if isinstance(e, OSError) and e.errno), "")
-        self._tell(STATUS=str(error), **({"ERRNO": number} if number else {}))
+        self._tell({"STATUS": str(error)} | ({"ERRNO": number} if number else {}))
 
-    def _tell(self, **said: str) -> None:
+    def _tell(self, said: dict[str, str], fds: Sequence[int] = ()) -> None:
         """One assignment a line. That nobody listens any more is no reason to end."""
         if not self._address:
             return
         text = "\n".join(f"{name}={' '.join(value.split())[:_TEXT_LIMIT]}" for name, value in said.items())
         # A name that begins with @ is an abstract one, unix(7).
         address = self._address.replace("@", "\0", 1) if self._address.startswith("@") else self._address
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(text.encode(errors="replace"), socket.MSG_DONTWAIT, address)
+            sender.sendmsg([text.encode(errors="replace")], rights, socket.MSG_DONTWAIT, address)
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

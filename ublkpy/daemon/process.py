@@ -36,14 +36,18 @@ def redirect_streams(stderr: int | None = None) -> None:
 
 
 def harden() -> None:
-    """Survive memory pressure and mounts of the own device, as far as privileges allow.
+    """Survive memory pressure, as far as privileges allow.
 
     Call it before the first thread: the threads inherit all of it.
     """
-    _attempt("own mount namespace", _leave_mounts)
     _attempt("locking memory", _lock_memory)
     _attempt("PR_SET_IO_FLUSHER", libc.set_io_flusher)
     _attempt("oom_score_adj", lambda: Path("/proc/self/oom_score_adj").write_text("-1000"))
+
+
+def leave_mounts() -> None:
+    """Survive mounts of the own device. Call it when all files are open, and before the first thread."""
+    _attempt("own mount namespace", _leave_mounts)
 
 
 def _attempt(what: str, action: Callable[[], object]) -> None:

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ublkpy.config import DeviceConfig, from_dump
-from ublkpy.daemon import inspect, state
-from ublkpy.daemon.add import run_daemon, start_daemon
+from ublkpy.daemon import inspect, run, state
 from ublkpy.daemon.ctrl import Control
-from ublkpy.daemon.server import Plan, Server
+from ublkpy.daemon.plan import Plan
+from ublkpy.daemon.run import Start
+from ublkpy.daemon.server import Server
 from ublkpy.daemon.spawn import wait_end
 from ublkpy.errors import BusyError, UblkError, no_device
 from ublkpy.tgt.base import Geometry
@@ -36,19 +37,17 @@ def recover(dev_id: int) -> DeviceConfig:
 
     The device must have been added with recovery. Raises UblkError; the device then waits on.
     """
-    plan, begin = prepare(dev_id)
+    start = prepare(dev_id)
+    config = start.plan.config
     try:
-        start_daemon(lambda ready: run_daemon(plan, ready, begin), new=False)
+        run.start(lambda: start, new=False, log_file=config.device.log)
     finally:
-        plan.config.target.close()
-    return plan.config
+        config.target.close()
+    return config
 
 
-def prepare(dev_id: int) -> tuple[Plan, Callable[[Server], DevInfo]]:
-    """What is to be served again, with its target open; and how its server begins, in the process that serves.
-
-    Waits until the old daemon is gone. Raises UblkError.
-    """
+def prepare(dev_id: int) -> Start:
+    """How the next daemon begins; its target is open. Waits until the old daemon is gone. Raises UblkError."""
     device = inspect.status(dev_id)
     known = _recoverable(device)
     wait_noticed(dev_id)
@@ -64,13 +63,13 @@ def prepare(dev_id: int) -> tuple[Plan, Callable[[Server], DevInfo]]:
         raise
     plan = Plan(config, replace(geometry, size=size), known.cookie, known.shmem)
 
-    def begin(server: Server) -> DevInfo:
+    def take_over(server: Server) -> DevInfo:
         # In that process: it waits for a mutex where no signal reaches it.
         _when_released(dev_id, lambda: _start_recovery(dev_id))
         server.take_over(device.info, mode)
         return device.info
 
-    return plan, begin
+    return Start(plan, take_over)
 
 
 def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:

@@ -33,24 +33,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from ublkpy.config import DeviceConfig
 from ublkpy.daemon import end, inspect, log, resize, state, udev
 from ublkpy.daemon.channel import Channel
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.notify import Manager
+from ublkpy.daemon.plan import Plan
 from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
 from ublkpy.daemon.shmem import Sharing
 from ublkpy.daemon.worker import Worker
 from ublkpy.errors import InterruptedByUser, UblkError
-from ublkpy.tgt.base import Geometry
 from ublkpy.uring.map import Map
-from ublkpy.uring.mode import Mode, demand, names, sharing
+from ublkpy.uring.mode import Mode, names
 from ublkpy.uring.queue import Memory
-from ublkpy.uring.uapi import IO_DESC_SIZE, SECTOR, Attr, DevInfo, Feature, Params, State
+from ublkpy.uring.uapi import DevInfo, Feature, State
 
 _log = logging.getLogger(__name__)
 
@@ -61,72 +60,11 @@ _RETRY = 2.0
 BRING_UP_DEADLINE = udev.OWNED_DEADLINE + _OPEN_DEADLINE + 3 * START_DEADLINE + 2 * SHMEM_DEADLINE + _HELPER_DEADLINE
 """Seconds after which a daemon serves, or has said why not: all that it waits for, and then taking it back."""
 
-_RECOVERY_FLAGS = {
-    "none": Feature(0),
-    "queue": Feature.USER_RECOVERY,
-    "reissue": Feature.USER_RECOVERY | Feature.USER_RECOVERY_REISSUE,
-    "fail": Feature.USER_RECOVERY | Feature.USER_RECOVERY_FAIL_IO,
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a daemon is to serve; decided before the fork.
-
-    ``cookie`` marks the device as the one of this plan, in the driver and in the state file. ``stale_buffers``
-    are the shared ones that the driver knows from a daemon before.
-    """
-
-    config: DeviceConfig
-    geometry: Geometry
-    cookie: int
-    stale_buffers: Sequence[int] = ()
-
-    def features(self) -> dict[str, Feature]:
-        """What the driver must have, by what needs it; the mode comes on top."""
-        options = self.config.device
-        needed = {f"recovery {options.recovery!r}": _RECOVERY_FLAGS[options.recovery]}
-        if options.unprivileged:
-            needed["unprivileged"] = Feature.UNPRIVILEGED_DEV
-        if options.io_desc_size != IO_DESC_SIZE:
-            needed[f"io_desc_size {options.io_desc_size}"] = Feature.IO_DESC_SIZE
-        if self.geometry.integrity:
-            needed[f"metadata_size {self.geometry.integrity.metadata_size}"] = Feature.INTEGRITY
-        if options.part_scan is False:
-            needed["--no-part-scan"] = Feature.NO_AUTO_PART_SCAN
-        return needed
-
-    def params(self, max_io_buf_bytes: int, mode: Mode) -> Params:
-        """The geometry in the driver's terms."""
-        g, max_sectors = self.geometry, self.config.device.max_sectors
-        attrs = Attr(0)
-        for attr, on in (
-            (Attr.READ_ONLY, g.read_only),
-            (Attr.ROTATIONAL, g.rotational),
-            (Attr.VOLATILE_CACHE | Attr.FUA, g.write_cache),
-        ):
-            attrs |= attr if on else Attr(0)
-        return Params(
-            size=g.size,
-            max_io_bytes=min(max_io_buf_bytes, max_sectors * SECTOR) if max_sectors else max_io_buf_bytes,
-            attrs=attrs,
-            logical_block=g.logical_block,
-            physical_block=g.physical_block,
-            io_min=g.io_min,
-            io_opt=g.io_opt,
-            discard_granularity=g.discard_granularity,
-            # What O_DIRECT asks for of the memory, when that is the client's own.
-            dma_alignment=SECTOR if mode.in_place else 0,
-            max_discard_sectors=g.max_discard_bytes // SECTOR if g.discard_granularity else 0,
-            max_write_zeroes_sectors=g.max_write_zeroes_bytes // SECTOR if g.discard_granularity else 0,
-            integrity=g.integrity,
-        )
-
 
 class Server:
     """Serves one device; everything here runs in the daemon's main thread."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, manager: Manager) -> None:
         """UblkError when what the device shares cannot be opened."""
         self._plan = plan
         self._workers: list[Worker] = []
@@ -139,9 +77,9 @@ class Server:
         self._cdev_fd = -1
         self._refused = False
         self._created = False
-        self._kept = False
         self._saving = threading.Lock()
         self._channel: Channel | None = None
+        self._manager = manager
         # Signals and threads that end write a byte here and so wake the main thread.
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
@@ -152,7 +90,7 @@ class Server:
 
     def create(self) -> DevInfo:
         """ADD_DEV and all up to START_DEV. On failure nothing is left. Raises UblkError."""
-        options, target = self._plan.config.device, self._plan.config.target
+        options = self._plan.config.device
         wanted = DevInfo(
             dev_id=AUTO_ID if options.id < 0 else options.id,
             nr_hw_queues=options.queues,
@@ -163,27 +101,7 @@ class Server:
             io_desc_size=options.io_desc_size,
         )
         with Control() as control:
-            features = control.features()
-            needed = self._plan.features()
-            for what, flags in needed.items():
-                if flags & ~features:
-                    raise _unsupported(flags & ~features, what)
-            mode = demand(
-                options.mode,
-                features,
-                options.depth,
-                options.threads_per_queue,
-                user_copy=target.has_metadata or not (target.moves_data or options.unprivileged),
-                recovers=options.recovery != "none",
-            )
-            if options.shmem_zc:
-                mode = sharing(mode, features, options.recovery != "none")
-            needed[f"mode {mode.name}"] = mode.flags
-            if options.recovery != "none":
-                needed["ublk upgrade"] = Feature.QUIESCE & features
-            if not target.moves_data and options.part_scan is None:
-                # What the kernel had in its pages before could look like partitions.
-                needed["a target without data"] = Feature.NO_AUTO_PART_SCAN & features
+            mode, needed = self._plan.demand(control.features())
             info = control.add(replace(wanted, flags=functools.reduce(operator.or_, needed.values())))
             try:
                 for what, flags in needed.items():
@@ -227,20 +145,20 @@ class Server:
         if self._created:
             signal.raise_signal(signal.SIGTERM)
 
-    def serve(self, info: DevInfo, manager: Manager | None = None) -> int:
+    def serve(self, info: DevInfo) -> int:
         """Until the driver has taken the device back. Returns the exit status.
 
         With a service manager, a device in use is tried again until it is free, and never ended by force: it asks
         a second time without having been told to.
         """
-        manager = manager or Manager()
+        manager = self._manager
         _log.info("serving /dev/ublkb%d", info.dev_id)
         asked = False
         while any(worker.serving for worker in self._workers):
             again = manager and self._refused
             asked = self._woken(_RETRY if again else manager.period) or asked  # also what is said while the helper runs
             manager.alive()
-            self._check_helper(manager)
+            self._check_helper()
             if (asked or again) and self._helper is None:
                 manager.stopping(f"waiting for the end of /dev/ublkb{info.dev_id}")
                 force = self._refused and not manager
@@ -249,8 +167,9 @@ class Server:
                 self._start_helper(info.dev_id, force=force)
             self._check_workers()
         self._check_workers()
+        kept = self._is_kept(info)
         self._close()
-        if self._kept or self._is_quiesced(info):
+        if kept:
             self._save(kept=True)
         else:
             state.remove(info.dev_id, self._plan.cookie)
@@ -311,7 +230,7 @@ class Server:
             backing=target.backing(),
         )
         self._save_buffers(self._plan.stale_buffers)
-        self._channel = Channel(info.dev_id, {"resize": self._resize, "keep": self._keep})
+        self._channel = Channel(info.dev_id, {"resize": self._resize, "service": self._manager.to_dict})
 
     def _save_buffers(self, indices: Sequence[int]) -> None:
         """Write the state file, with the shared buffers that the driver knows. Raises UblkError."""
@@ -330,11 +249,6 @@ class Server:
         resize.follow(config.target, self._map, size, done=done)
         described = self._state.target | {"dev_size": self._map.size}
         self._save(config=config.dump(), target=described)
-        return {}
-
-    def _keep(self, on: bool) -> dict[str, Any]:
-        """The state file shall outlive us: somebody means to go on with the device."""
-        self._kept = on
         return {}
 
     def _start_workers(self, workers: Iterable[Worker]) -> None:
@@ -417,10 +331,11 @@ class Server:
         except OSError as e:
             _log.error("cannot start the process that deletes the device: %s", e)
 
-    def _check_helper(self, manager: Manager) -> None:
+    def _check_helper(self) -> None:
         """After a deletion that failed, the next signal tries again, with force, or we do without."""
         if self._helper and self._helper.poll():
-            _log.warning("the device stays%s", " until it is free" if manager else "; another signal ends it by force")
+            then = " until it is free" if self._manager else "; another signal ends it by force"
+            _log.warning("the device stays%s", then)
             self._helper, self._refused = None, True
 
     def _wait_helper(self) -> None:
@@ -442,16 +357,17 @@ class Server:
                 logging.shutdown()
                 os._exit(1)
 
-    def _is_quiesced(self, info: DevInfo) -> bool:
-        """Whether the device waits for another daemon: then the driver took our tags, but not the device."""
-        if Feature.QUIESCE not in info.flags:
+    def _is_kept(self, info: DevInfo) -> bool:
+        """Whether the device that we served goes on: it waits for another daemon, or is held by who stopped it."""
+        held = self._channel is not None and self._channel.is_held()
+        if not held and Feature.QUIESCE not in info.flags:
             return False
         try:
             with Control() as control:
                 now = control.info(info.dev_id)
         except UblkError:
             return False
-        return now.ublksrv_flags == self._plan.cookie and now.state != State.DEAD
+        return now.ublksrv_flags == self._plan.cookie and (held or now.state != State.DEAD)
 
     def _close(self) -> None:
         if self._channel:
@@ -491,10 +407,3 @@ def _open_cdev(dev_id: int) -> int:
                     "is udev or devtmpfs running, and does nothing else hold it open?",
                 ) from e
         time.sleep(0.01)
-
-
-def _unsupported(missing: Feature, what: str) -> UblkError:
-    return UblkError(
-        f"this kernel's ublk driver lacks {names(missing)}, which {what} needs",
-        f"ublk features shows what it has; do without {what}, or take a newer kernel",
-    )

@@ -8,7 +8,7 @@ import logging
 from ublkpy.config import DeviceConfig, DeviceOptions, from_dump
 from ublkpy.daemon import delete, inspect, state
 from ublkpy.daemon.add import add
-from ublkpy.daemon.channel import ask
+from ublkpy.daemon.channel import held
 from ublkpy.daemon.recover import wait_noticed
 from ublkpy.errors import BusyError, NoDeviceError, UblkError
 from ublkpy.uring.uapi import State
@@ -26,15 +26,8 @@ def stop(dev_id: int, *, safe: bool = False, force: bool = False) -> None:
     """
     device = inspect.status(dev_id)
     served = device.known is not None and device.pid is not None
-    if served:
-        ask(dev_id, "keep", _ANSWER, on=True)
-    try:
+    with held(dev_id, _ANSWER) if served else contextlib.nullcontext():
         delete.stop(dev_id, safe=safe, force=force)
-    except BaseException:
-        if served:
-            with contextlib.suppress(UblkError):
-                ask(dev_id, "keep", _ANSWER, on=False)
-        raise
 
 
 def start(dev_id: int) -> DeviceConfig:

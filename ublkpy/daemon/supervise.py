@@ -46,6 +46,22 @@ def supervise(dev_id: int) -> None:
         child.close()
 
 
+def renew(dev_id: int) -> None:
+    """Have the process that watches over the device, if there is one, replaced by one of this version."""
+    try:
+        with state.watch_path(dev_id).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
+    except BlockingIOError:
+        pid = state.watch_path(dev_id).read_text()
+    else:
+        return
+    if pid:  # else it is just beginning
+        spawn.wait_end(int(pid), _READY, kill=True)
+        supervise(dev_id)
+
+
 def _run(ready: spawn.Ready, dev_id: int, cookie: int, file: Path | None) -> int:
     try:
         log.detach(file)
@@ -54,6 +70,7 @@ def _run(ready: spawn.Ready, dev_id: int, cookie: int, file: Path | None) -> int
         return 1
     process.close_inherited_files()
     process.harden()
+    process.leave_mounts()
     log.name_device(dev_id)
     with _lock(dev_id) as is_first:
         ready.done({})
@@ -68,6 +85,8 @@ def _lock(dev_id: int) -> Iterator[bool]:
     fd = os.open(state.watch_path(dev_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
         os.register_at_fork(after_in_child=lambda: os.close(fd))  # else the daemons that we start would hold it, too
         yield True
     except BlockingIOError:

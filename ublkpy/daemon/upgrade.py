@@ -4,26 +4,33 @@
 
     old daemon                     driver                       new daemon (of the installed version)
     ──────────                     ──────                       ─────────────────────────────────────
+                                                                the service manager hears of it
     answers what it has  ◀──────── QUIESCE_DEV: new requests wait
     ends; keeps the state file
                                    QUIESCED
                                    START_USER_RECOVERY  ◀────── opens the target, starts its queues
                                    END_USER_RECOVERY ─────────▶ serves what has waited
 
-No request fails, and none is sent twice: the old daemon has answered all that it was given.
+No request fails, and none is sent twice: the old daemon has answered all that it was given. The new one is a process
+before anything is done, so that requests wait no longer than they must, and it goes on when the command is killed.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
+from dataclasses import replace
+from functools import partial
 
-from ublkpy.config import from_dump
-from ublkpy.daemon import inspect, state
+from ublkpy.config import DeviceConfig, from_dump
+from ublkpy.daemon import inspect, run, state, unit
 from ublkpy.daemon.channel import ask
 from ublkpy.daemon.ctrl import Control
-from ublkpy.daemon.recover import recover
-from ublkpy.daemon.spawn import isolated
+from ublkpy.daemon.notify import Manager
+from ublkpy.daemon.recover import prepare
+from ublkpy.daemon.run import Start
+from ublkpy.daemon.spawn import isolated, wait_end
 from ublkpy.errors import BusyError, UblkError
 from ublkpy.uring.mode import names
 from ublkpy.uring.uapi import Feature, State
@@ -33,6 +40,8 @@ log = logging.getLogger(__name__)
 _ANSWER = 5.0
 _DEADLINE = 60.0
 _ROUND = 1.0
+_EXIT = 30.0
+_WHOLE = _DEADLINE + _EXIT + run.READY_DEADLINE
 
 
 def quiesce(dev_id: int) -> None:
@@ -42,7 +51,12 @@ def quiesce(dev_id: int) -> None:
     """
     device = inspect.status(dev_id)
     _check(device)
-    ask(dev_id, "keep", _ANSWER, on=True)
+    ask(dev_id, "service", _ANSWER)  # one that does not answer would not end either
+    _hold_up(device)
+
+
+def _hold_up(device: inspect.DeviceStatus) -> None:
+    dev_id = device.info.dev_id
     try:
         isolated(f"device {dev_id} to be quiesced", lambda: _quiesce(dev_id), _DEADLINE)
     except TimeoutError as e:
@@ -53,10 +67,11 @@ def quiesce(dev_id: int) -> None:
         ) from e
 
 
-def upgrade(dev_id: int) -> float:
+def upgrade(dev_id: int) -> float | None:
     """Have a new daemon of the installed version serve the device; for how many seconds requests waited.
 
-    No request fails. Raises UblkError; once the device is quiesced, it then waits for ``recover``.
+    No request fails. The daemon of a systemd unit is replaced by that unit's reload, which tells no time. Raises
+    UblkError; once the device is quiesced, it then waits for ``recover``.
     """
     device = inspect.status(dev_id)
     _check(device)
@@ -65,15 +80,35 @@ def upgrade(dev_id: int) -> float:
             f"device {dev_id} was added with recovery fail: without a daemon its requests would fail",
             "end what uses it, and then: ublk quiesce and ublk recover; recovery queue or reissue can be upgraded",
         )
-    _rehearse(device)
-    began = time.monotonic()
-    quiesce(dev_id)
+    config, pid = _rehearse(device), device.pid
+    manager = Manager(**ask(dev_id, "service", _ANSWER))
+    if manager and pid and (name := unit.of_another(pid)):
+        unit.reload(name, pid, _WHOLE)
+        return None
     try:
-        recover(dev_id)
+        take_over = partial(_take_over, device, manager)
+        return run.start(take_over, new=False, log_file=config.device.log, timeout=_WHOLE).seconds
     except UblkError:
-        log.warning("requests of device %d wait now for: ublk recover -n %d", dev_id, dev_id)
+        if inspect.status(dev_id).is_waiting:
+            log.warning("requests of device %d wait now for: ublk recover -n %d", dev_id, dev_id)
         raise
-    return time.monotonic() - began
+
+
+def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
+    """How the new daemon begins: in its process the old one is ended."""
+    dev_id, old = device.info.dev_id, device.pid
+    assert old
+    if manager and not manager.main_process(os.getpid()):
+        log.warning("the service manager did not say that it knows of the new process")
+    since = time.monotonic()
+    try:
+        _hold_up(device)
+    except BaseException:
+        if manager:
+            manager.main_process(old)
+        raise
+    wait_end(old, _EXIT)
+    return replace(prepare(dev_id), manager=manager, since=since)
 
 
 def _check(device: inspect.DeviceStatus) -> None:
@@ -102,7 +137,7 @@ def _check(device: inspect.DeviceStatus) -> None:
         raise UblkError(f"device {dev_id} was added without {names(Feature.QUIESCE)}", "add it again with ublkpy")
 
 
-def _rehearse(device: inspect.DeviceStatus) -> None:
+def _rehearse(device: inspect.DeviceStatus) -> DeviceConfig:
     """See that this version understands the device and can open its target, before anything is done to it."""
     assert device.known
     try:
@@ -111,9 +146,10 @@ def _rehearse(device: inspect.DeviceStatus) -> None:
         raise state.damaged(device.info.dev_id, e) from e
     try:
         config.open()
-    except BusyError:
-        return  # by the daemon that there is
+    except BusyError:  # by the daemon that there is
+        return config
     config.target.close()
+    return config
 
 
 def _quiesce(dev_id: int) -> None:

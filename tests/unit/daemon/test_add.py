@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ublkpy.config import DeviceConfig, Draft, build
-from ublkpy.daemon import add, foreground, spawn
+from ublkpy.daemon import add, foreground, run, spawn
 from ublkpy.daemon.ctrl import CONTROL
 from ublkpy.errors import BusyError, DriverError, UblkError
 
@@ -23,7 +23,7 @@ def test_daemon_that_serves() -> None:
         ready.done({"dev_id": 7, "queues": 1})
         return 0
 
-    assert add.start_daemon(body, new=True) == {"dev_id": 7, "queues": 1}
+    assert run.hear(spawn.daemon(body), new=True, timeout=60) == {"dev_id": 7, "queues": 1}
 
 
 def test_daemon_that_says_why_not(open_fds: OpenFds) -> None:
@@ -33,7 +33,7 @@ def test_daemon_that_says_why_not(open_fds: OpenFds) -> None:
 
     before = open_fds()
     with pytest.raises(BusyError, match="device id 7 is in use"):
-        add.start_daemon(body, new=True)
+        run.hear(spawn.daemon(body), new=True, timeout=60)
     assert open_fds() == before
 
 
@@ -43,7 +43,7 @@ def test_daemon_that_dies_in_silence() -> None:
         return 0
 
     with pytest.raises(UblkError, match="the daemon died while it set the device up") as caught:
-        add.start_daemon(body, new=True)
+        run.hear(spawn.daemon(body), new=True, timeout=60)
     assert "log" in caught.value.hint
 
 
@@ -65,11 +65,10 @@ def slow(folder: Path) -> Callable[[spawn.Ready], int]:
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_daemon_that_never_gets_ready_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
+def test_daemon_that_never_gets_ready_is_ended(tmp_path: Path, new: bool) -> None:
     """In good order, which deletes the device, only if that is new."""
-    monkeypatch.setattr(add, "READY_DEADLINE", 0.5)
     with pytest.raises(UblkError, match=r"the daemon was not ready within 0\.5 s"):
-        add.start_daemon(slow(tmp_path), new=new)
+        run.hear(spawn.daemon(slow(tmp_path)), new=new, timeout=0.5)
     assert spawn.wait_end(int((tmp_path / "pid").read_text()), 0)
     assert (tmp_path / "asked").exists() is new
 
@@ -85,7 +84,7 @@ def test_ctrl_c_takes_a_new_device_back_and_lets_a_recovery_go_on(tmp_path: Path
     )
     try:
         with pytest.raises(KeyboardInterrupt):
-            add.start_daemon(slow(tmp_path), new=new)
+            run.hear(spawn.daemon(slow(tmp_path)), new=new, timeout=60)
     finally:
         finger.wait(10)
         signal.signal(signal.SIGINT, before)
@@ -108,7 +107,7 @@ def test_without_driver_the_backing_is_left_alone(
 
 
 def test_node_that_does_not_appear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(add, "_NODE_DEADLINE", 0.05)
+    monkeypatch.setattr(run, "_NODE_DEADLINE", 0.05)
     with pytest.raises(UblkError, match="/dev/ublkb1048575 cannot be opened: No such file") as caught:
-        add.wait_node(1048575)
+        run.wait_node(1048575)
     assert "udev" in caught.value.hint

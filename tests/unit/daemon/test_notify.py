@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ublkpy.daemon import notify
 from ublkpy.daemon.notify import Manager
 from ublkpy.errors import UblkError
 
@@ -34,7 +37,7 @@ def heard(listener: socket.socket) -> dict[str, str]:
 
 def test_ready(listener: socket.socket) -> None:
     Manager.from_environment().ready("/dev/ublkb0: null")
-    assert heard(listener) == {"READY": "1", "MAINPID": str(os.getpid()), "STATUS": "/dev/ublkb0: null"}
+    assert heard(listener) == {"READY": "1", "STATUS": "/dev/ublkb0: null"}
 
 
 def test_stopping(listener: socket.socket) -> None:
@@ -78,6 +81,32 @@ def test_children_are_told_nothing(listener: socket.socket, monkeypatch: pytest.
     assert Manager.from_environment()
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & set(os.environ)
     assert not Manager.from_environment()
+
+
+def test_another_process_is_known_when_that_was_read(listener: socket.socket) -> None:
+    said: list[object] = []
+
+    def listen() -> None:
+        said.append(heard(listener))
+        message, fds, _, _ = socket.recv_fds(listener, 4096, 4)
+        said.append(message)
+        os.close(*fds)
+
+    manager = Manager(**json.loads(json.dumps(Manager.from_environment().to_dict())))
+    reader = threading.Thread(target=listen)
+    reader.start()
+    assert manager.main_process(42)
+    reader.join()
+    assert said == [{"MAINPID": "42"}, b"BARRIER=1"]
+
+
+def test_a_manager_that_reads_nothing(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, open_fds: Callable[[], set[str]]
+) -> None:
+    monkeypatch.setattr(notify, "_HEARD", 0.1)
+    before = open_fds()
+    assert not Manager.from_environment().main_process(42)
+    assert len(open_fds() - before) <= 1  # the one on its way
 
 
 def test_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def harden() -> list[str]:
     process.log.setLevel(logging.INFO)
     process.log.addHandler(messages)
     process.harden()
+    process.leave_mounts()
     return messages.texts
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ublkpy.config import Draft, build
 from ublkpy.daemon import server
-from ublkpy.daemon.server import Plan
+from ublkpy.daemon.plan import _RECOVERY_FLAGS, Plan
 from ublkpy.errors import UblkError
 from ublkpy.tgt.base import Geometry
 from ublkpy.uring.mode import MODES
@@ -17,6 +17,7 @@ from ublkpy.uring.uapi import Attr, Feature
 CONFIG = build(Draft(target_type="null"))
 
 COPY = MODES["copy"]
+ALL = ~Feature(0)
 
 
 def plan(**geometry: object) -> Plan:
@@ -68,12 +69,12 @@ def test_largest_request(max_sectors: int | None, size: int) -> None:
 @pytest.mark.parametrize(("part_scan", "flag"), [(None, 0), (True, 0), (False, Feature.NO_AUTO_PART_SCAN)])
 def test_partitions(part_scan: bool | None, flag: Feature) -> None:
     config = build(Draft({"part_scan": part_scan}, "null"))
-    needed = Plan(config, Geometry(1 << 30), 1).features()
+    _, needed = Plan(config, Geometry(1 << 30), 1).demand(ALL)
     assert needed.get("--no-part-scan", Feature(0)) == flag
 
 
 def test_recovery_flags_are_ublksrvs() -> None:
-    assert {name: int(flags) for name, flags in server._RECOVERY_FLAGS.items()} == {
+    assert {name: int(flags) for name, flags in _RECOVERY_FLAGS.items()} == {
         "none": 0,
         "queue": 1 << 3,
         "reissue": 1 << 3 | 1 << 4,
@@ -82,10 +83,10 @@ def test_recovery_flags_are_ublksrvs() -> None:
 
 
 def test_recovery_that_the_kernel_lacks_is_named() -> None:
-    error = server._unsupported(Feature.USER_RECOVERY_FAIL_IO, "recovery 'fail'")
-    assert "UBLK_F_USER_RECOVERY_FAIL_IO" in error.message
-    assert "'fail'" in error.message
-    assert error.hint
+    config = build(Draft({"recovery": "fail"}, "null"))
+    with pytest.raises(UblkError, match="lacks UBLK_F_USER_RECOVERY_FAIL_IO, which recovery 'fail' needs") as caught:
+        Plan(config, Geometry(1 << 30), 1).demand(ALL & ~Feature.USER_RECOVERY_FAIL_IO)
+    assert caught.value.hint
 
 
 def test_character_device_that_does_not_appear(monkeypatch: pytest.MonkeyPatch) -> None:
