@@ -276,21 +276,27 @@ def _status_of(errors: list[UblkError]) -> int:
 @json_option
 def list_(dev_id: int | None, as_json: bool) -> None:
     """Show the devices."""
-    from ublkpy.daemon import inspect, leftovers
+    from ublkpy.daemon import inspect, leftovers, pulse
 
     if dev_id is not None:
         device = inspect.status(dev_id)
-        shown = render.to_json({"device": device.to_dict()}) if as_json else render.ublksrv_dump(device)
-        click.echo(shown)
+        troubles = pulse.troubles([device])
+        if as_json:
+            click.echo(render.to_json({"device": render.device_dict(device, troubles)}))
+        else:
+            click.echo(render.ublksrv_dump(device))
+            for trouble in troubles.values():
+                log.warning("%s: %s", device.node, trouble)
         return
     found = inspect.list_devices()
+    troubles = pulse.troubles(found)
     hidden = inspect.not_listed()
     for line in hidden:
         log.info("%s", line)
     if as_json:
-        click.echo(render.devices_json(found))
+        click.echo(render.devices_json(found, troubles))
     elif found:
-        click.echo(render.devices(found))
+        click.echo(render.devices(found, troubles))
     elif not hidden:
         click.echo("no ublk devices; one comes with: ublk add -t null", err=True)
     if stale := leftovers.stale_files():

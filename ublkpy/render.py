@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -64,16 +64,16 @@ _FEATURE_GIVES = {
 }
 
 
-def devices(found: Sequence[DeviceStatus]) -> str:
+def devices(found: Sequence[DeviceStatus], troubles: Mapping[int, str]) -> str:
     """One line a device. Columns never change their order; an unknown value is a dash."""
     head = ["ID", "NODE", "TARGET", "SIZE", "STATE", "QUEUES", "MODE", "PID", "BACKING"]
-    return _table([head, *([*map(str, _row(device))] for device in found)])
+    return _table([head, *([*map(str, _row(device, troubles.get(device.info.dev_id)))] for device in found)])
 
 
-def _row(device: DeviceStatus) -> list[object]:
+def _row(device: DeviceStatus, trouble: str | None) -> list[object]:
     info, known = device.info, device.known
     backing = known.backing if known else ""
-    note = f"no daemon; run: {device.advice}" if device.advice else ""
+    note = f"no daemon; run: {device.advice}" if device.advice else trouble or ""
     if Feature.UNPRIVILEGED_DEV in info.flags and not known:
         note = "; ".join(filter(None, (f"of {user_name(info.owner_uid)}", note)))
     return [
@@ -148,8 +148,13 @@ def _meaning(name: str, value: int) -> str:
     return ""
 
 
-def devices_json(found: Iterable[DeviceStatus]) -> str:
-    return to_json({"devices": [device.to_dict() for device in found]})
+def devices_json(found: Iterable[DeviceStatus], troubles: Mapping[int, str]) -> str:
+    return to_json({"devices": [device_dict(device, troubles) for device in found]})
+
+
+def device_dict(device: DeviceStatus, troubles: Mapping[int, str]) -> dict[str, Any]:
+    """A device with what is wrong with it."""
+    return {**device.to_dict(), "trouble": troubles.get(device.info.dev_id)}
 
 
 def to_json(data: dict[str, Any]) -> str:

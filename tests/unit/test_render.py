@@ -137,7 +137,7 @@ def test_target_line_keeps_names_as_they_are(ours: DeviceStatus) -> None:
 def test_table(ours: DeviceStatus, foreign: DeviceStatus) -> None:
     pid = str(os.getpid())
     width = max(len(pid), 3)
-    assert render.devices([ours, foreign]).splitlines() == [
+    assert render.devices([ours, foreign], {}).splitlines() == [
         f"ID  NODE          TARGET   SIZE  STATE  QUEUES  MODE  {'PID'.ljust(width)}  BACKING",
         f"0   /dev/ublkb0   loop     250G  LIVE   1x128   copy  {pid.ljust(width)}  /1.img",
         f"12  /dev/ublkb12  foreign  1.5M  LIVE   4x128   -     {'-'.ljust(width)}  -"
@@ -148,7 +148,7 @@ def test_table(ours: DeviceStatus, foreign: DeviceStatus) -> None:
 def test_columns_are_aligned_and_nothing_is_cut(ours: DeviceStatus, foreign: DeviceStatus) -> None:
     assert ours.known
     long_name = "/very/long/" + "x" * 300
-    lines = render.devices([replace(ours, known=replace(ours.known, backing=long_name)), foreign]).splitlines()
+    lines = render.devices([replace(ours, known=replace(ours.known, backing=long_name)), foreign], {}).splitlines()
     assert long_name in lines[1]
     places = [lines[0].index(head) for head in COLUMNS[1:]]
     for line in lines:
@@ -159,7 +159,7 @@ def test_columns_are_aligned_and_nothing_is_cut(ours: DeviceStatus, foreign: Dev
 
 
 def test_table_of_nothing_is_its_head() -> None:
-    assert render.devices([]).split() == COLUMNS
+    assert render.devices([], {}).split() == COLUMNS
 
 
 @pytest.mark.parametrize("state", [State.QUIESCED, State.FAIL_IO])
@@ -169,16 +169,23 @@ def test_dead_daemon_of_ours_can_be_recovered(ours: DeviceStatus, state: State) 
         replace(ours.info, state=state), ours.char_devno, ours.disk, replace(ours.known, pid=NO_PROCESS)
     )
     assert dead.advice == "ublk recover -n 0"
-    assert render.devices([dead]).endswith("/1.img  (no daemon; run: ublk recover -n 0)")
+    assert render.devices([dead], {}).endswith("/1.img  (no daemon; run: ublk recover -n 0)")
+
+
+def test_trouble_with_a_daemon_that_runs(ours: DeviceStatus, foreign: DeviceStatus) -> None:
+    assert render.devices([ours, foreign], {0: "does not answer"}).splitlines()[1].endswith("/1.img  (does not answer)")
 
 
 # -- JSON ----------------------------------------------------------------------------------
 
 
 def test_json_of_devices(ours: DeviceStatus, foreign: DeviceStatus) -> None:
-    shown = json.loads(render.devices_json([ours, foreign]))
-    assert shown == {"version": 1, "devices": [ours.to_dict(), foreign.to_dict()]}
-    assert json.loads(render.devices_json([])) == {"version": 1, "devices": []}
+    shown = json.loads(render.devices_json([ours, foreign], {0: "stuck"}))
+    assert shown == {
+        "version": 1,
+        "devices": [ours.to_dict() | {"trouble": "stuck"}, foreign.to_dict() | {"trouble": None}],
+    }
+    assert json.loads(render.devices_json([], {})) == {"version": 1, "devices": []}
 
 
 def test_json_of_our_device(ours: DeviceStatus) -> None:
@@ -259,7 +266,7 @@ def keys(data: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def test_every_key_of_a_device_is_documented_and_no_other(ours: DeviceStatus) -> None:
-    assert documented("A device") == keys(ours.to_dict())
+    assert documented("A device") == keys(render.device_dict(ours, {}))
 
 
 def test_every_key_of_features_is_documented_and_no_other() -> None:

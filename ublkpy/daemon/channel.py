@@ -32,6 +32,10 @@ _HOLD = "hold"
 _ucred = struct.Struct("iII")  # pid, uid, gid: unix(7)
 
 
+class SilentError(UblkError):
+    """The daemon is there, but does not answer in time."""
+
+
 class Channel:
     """The daemon's end. ``orders`` are called in the thread that calls ``answer``; UblkError is an answer, too."""
 
@@ -141,7 +145,7 @@ def _exchange(
         daemon.send(json.dumps({"do": order, **values}).encode())
         reply: dict[str, dict[str, Any]] = json.loads(daemon.recv(_MAX_BYTES))
     except TimeoutError as e:
-        raise UblkError(
+        raise SilentError(
             f"the daemon of device {dev_id} does not answer within {timeout:g} s",
             f"kill it, and: ublk recover -n {dev_id}; or end the device with: ublk del --force -n {dev_id}",
         ) from e

@@ -6,10 +6,10 @@ import logging
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from ublkpy.daemon import inspect, state
 from ublkpy.daemon.ctrl import Control
+from ublkpy.daemon.disk import completed
 from ublkpy.daemon.spawn import isolated, wait_end
 from ublkpy.daemon.users import check_unused, openers
 from ublkpy.errors import BusyError, NoDeviceError, UblkError
@@ -209,7 +209,7 @@ def _try_stop(device: _Device) -> None:
             control.try_stop(device.dev_id, DEADLINE)
 
     try:
-        isolated(f"device {device.dev_id} to stop", try_stop, DEADLINE, lambda: _completed(device.dev_id))
+        isolated(f"device {device.dev_id} to stop", try_stop, DEADLINE, lambda: completed(device.dev_id))
     except BusyError as e:
         raise BusyError(
             f"device {device.dev_id} is open in {', '.join(openers(device.dev_id)) or 'a process'}", e.hint
@@ -246,19 +246,8 @@ def _stop(device: _Device, timeout: float, *, flush: bool = False) -> None:
             device.check(control)
             control.stop(dev_id, _A_DAY)  # the process that waits for this one judges, by progress
 
-    isolated(f"device {dev_id} to stop", stop, timeout, lambda: _completed(dev_id))
-
-
-def _completed(dev_id: int) -> list[str] | None:
-    """How many reads, writes, discards and flushes were answered: a slow disk is not a stuck one.
-
-    Kernel: Documentation/block/stat.rst.
-    """
-    try:
-        fields = Path(f"/sys/block/ublkb{dev_id}/stat").read_text().split()
-    except OSError:
-        return None
-    return [fields[n] for n in (0, 4, 11, 15)]
+    # A slow disk is not a stuck one.
+    isolated(f"device {dev_id} to stop", stop, timeout, lambda: completed(dev_id))
 
 
 def _flush(dev_id: int) -> None:

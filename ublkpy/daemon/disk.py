@@ -8,6 +8,18 @@ from pathlib import Path
 from ublkpy.uring.uapi import SECTOR, Attr
 
 
+def completed(dev_id: int) -> tuple[int, ...] | None:
+    """How many reads, writes, discards and flushes were answered so far; None when there is no disk.
+
+    Kernel: Documentation/block/stat.rst.
+    """
+    try:
+        fields = Path(f"/sys/block/ublkb{dev_id}/stat").read_text().split()
+    except OSError:
+        return None
+    return tuple(int(fields[n]) for n in (0, 4, 11, 15))
+
+
 @dataclass(frozen=True)
 class Disk:
     """/dev/ublkbN as it is now: sizes in bytes, its number as "major:minor".

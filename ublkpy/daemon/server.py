@@ -37,11 +37,12 @@ from dataclasses import replace
 from typing import Any
 
 from ublkpy.daemon import end, inspect, log, resize, state, udev
-from ublkpy.daemon.channel import Channel
+from ublkpy.daemon.channel import Channel, Orders
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.plan import Plan
+from ublkpy.daemon.pulse import PERIOD, Pulse
 from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
 from ublkpy.daemon.shmem import Sharing
 from ublkpy.daemon.worker import Worker
@@ -156,8 +157,10 @@ class Server:
         asked = False
         while any(worker.serving for worker in self._workers):
             again = manager and self._refused
-            asked = self._woken(_RETRY if again else manager.period) or asked  # also what is said while the helper runs
+            timeout = _RETRY if again else min(PERIOD, manager.period or PERIOD)
+            asked = self._woken(timeout) or asked  # also what is said while the helper runs
             manager.alive()
+            self._pulse.look()
             self._check_helper()
             if (asked or again) and self._helper is None:
                 manager.stopping(f"waiting for the end of /dev/ublkb{info.dev_id}")
@@ -230,7 +233,9 @@ class Server:
             backing=target.backing(),
         )
         self._save_buffers(self._plan.stale_buffers)
-        self._channel = Channel(info.dev_id, {"resize": self._resize, "service": self._manager.to_dict})
+        self._pulse = Pulse(info.dev_id, lambda: any(worker.is_waiting() for worker in self._workers))
+        orders: Orders = {"resize": self._resize, "service": self._manager.to_dict, "pulse": self._pulse.to_dict}
+        self._channel = Channel(info.dev_id, orders)
 
     def _save_buffers(self, indices: Sequence[int]) -> None:
         """Write the state file, with the shared buffers that the driver knows. Raises UblkError."""

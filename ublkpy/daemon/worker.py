@@ -46,6 +46,7 @@ class Worker(threading.Thread):
         self.ready = threading.Event()
         self.serving = True
         self._queue: Queue | None = None
+        self._releasing = threading.Lock()
         self._memory = memory
         self._thread = thread
         self._mode = mode
@@ -72,9 +73,15 @@ class Worker(threading.Thread):
 
     def release(self) -> None:
         """Let go of the ring, and with it of the device, once the thread has ended without requests."""
-        if self._queue:
-            self._queue.close()
-            self._queue = None
+        with self._releasing:
+            if self._queue:
+                self._queue.close()
+                self._queue = None
+
+    def is_waiting(self) -> bool:
+        """Whether it has requests that are not answered yet. Any thread."""
+        with self._releasing:
+            return self._queue is not None and self._queue.is_waiting()
 
     def _serve(self) -> None:
         # Signals are the main thread's.

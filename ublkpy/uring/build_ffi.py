@@ -265,6 +265,7 @@ int uq_init(struct uq_queue *q, const struct uq_options *opt,
             const struct uq_memory *memory, struct um_map *map);
 int uq_run(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
+bool uq_is_waiting(const struct uq_queue *q);
 int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
 void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
 void uq_retry(struct uq_queue *q, uint32_t piece);

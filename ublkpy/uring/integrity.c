@@ -90,6 +90,7 @@ void meta_done(struct uq_queue *q, uint16_t tag, int32_t res)
 	}
 	if (res > 0)
 		res = iod_op(iod) == UBLK_IO_OP_READ ? copy(q, p, true) : 0;
+	p->step = UQ_IDLE;
 	req_part_done(q, tag, res);
 }
 
@@ -106,6 +107,7 @@ int meta_init(struct uq_queue *q)
 		64, q->opt.depth * sizeof(*q->meta_pieces));
 	if (!q->meta_pieces)
 		return -ENOMEM;
+	memset(q->meta_pieces, 0, q->opt.depth * sizeof(*q->meta_pieces));
 	m = mmap(NULL, len, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (m == MAP_FAILED)

@@ -333,3 +333,17 @@ void uq_exit(struct uq_queue *q)
 	q->ios = NULL;
 	q->pieces = NULL;
 }
+
+static bool is_any_busy(const struct uq_piece *pieces, uint32_t nr)
+{
+	for (; nr; nr--, pieces++)
+		if (__atomic_load_n(&pieces->step, __ATOMIC_RELAXED) != UQ_IDLE)
+			return true;
+	return false;
+}
+
+bool uq_is_waiting(const struct uq_queue *q)
+{
+	return is_any_busy(q->pieces, q->nr_pieces) ||
+	       (q->meta_pieces && is_any_busy(q->meta_pieces, q->opt.depth));
+}

@@ -29,6 +29,7 @@
 #ifndef UBLKPY_QUEUE_H
 #define UBLKPY_QUEUE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -229,6 +230,13 @@ int uq_init(struct uq_queue *q, const struct uq_options *opt,
 	    const struct uq_memory *memory, struct um_map *map);
 int uq_run(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
+
+/*
+ * Whether there are requests that wait for something, for any thread, between
+ * uq_init() and uq_exit(). A look, no more: one that comes or goes meanwhile is
+ * seen or not, so the loads are relaxed.
+ */
+bool uq_is_waiting(const struct uq_queue *q);
 
 /*
  * After UQ_UPCALLS. uq_upcall() gives the next piece for Python, and 0 when

@@ -174,6 +174,10 @@ class Queue:
         """How many requests, or parts of them, were handed to Python so far."""
         return int(self._queue.upcalls)
 
+    def is_waiting(self) -> bool:
+        """Whether there are requests without an answer. Any thread; not after ``close``."""
+        return bool(lib.uq_is_waiting(self._queue))
+
     def close(self) -> None:
         """Release the ring."""
         lib.uq_exit(self._queue)
