@@ -9,7 +9,7 @@ T ?= 2700
 J ?= $(shell nproc)
 
 .NOTPARALLEL:
-.PHONY: help test lint unit device bench demo build sanitized vm clean
+.PHONY: help test lint unit device bench demo build sanitized vm wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ lint: build ## style, types, layers, C warnings
 unit: build ## tests that need no driver
 	@.venv/bin/python -m pytest tests/unit
 
-device: build sanitized vm ## tests with a real driver, on the kernels K="7.3 6.18 6.12"
+device: build sanitized vm wheels ## tests with a real driver, on the kernels K="7.3 6.18 6.12"
 	@$(PYTHON) -m tests.vm -k "$(K)" -j $(J) -t $(T) --pytest tests/device
 	@$(PYTHON) -m tests.vm -k "$(firstword $(K))" -t $(T) --systemd tests/systemd/prepare --pytest tests/systemd
 
@@ -47,6 +47,9 @@ sanitized: build ## the C core once more, with sanitizers
 
 vm: ## QEMU and the kernels
 	@scripts/setup vm
+
+wheels: build ## what ublkpy is installed with
+	@scripts/setup wheels
 
 clean: ## remove what the others made here (the kernels stay in ~/.cache/ublkpy)
 	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -197,18 +197,49 @@ def test_a_backing_that_is_missing_is_the_status(plain: Unit) -> None:
     until(lambda: plain.show("ActiveState") == "active", "it is tried again", 60)
 
 
+@pytest.mark.timeout(400)
+def test_production_as_the_readme_has_it(can_quiesce: None, disk: Unit) -> None:
+    """Its first commands made this machine what it is (see prepare); these are the others, with a newer version."""
+    _, commands = re.findall(
+        r"^```sh\n(.*?)^```$", Path("README.md").read_text().partition("## Run it in")[2], re.M | re.S
+    )
+    version = Path("ublkpy/__init__.py")
+    version.write_text(re.sub(r'__version__ = ".*"', '__version__ = "99.1"', version.read_text()))
+    packages = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(Path(".venv/wheels").resolve()),
+        "PIP_CONFIG_FILE": "/dev/null",
+    }
+    pid = disk.pid
+    with _load(disk):
+        done = subprocess.run(
+            ["bash", "-ex"], input=commands, capture_output=True, text=True, timeout=350, env=os.environ | packages
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^0 +/dev/ublkb0 +loop +1G +LIVE ", done.stdout, re.M), done.stdout
+    known = disk.device.status().known
+    assert known
+    assert (known.release, known.pid) == ("99.1", disk.pid)
+    assert disk.pid != pid
+    assert disk.show("NRestarts") != "0"
+
+
 @contextmanager
 def _load(unit: Unit) -> Iterator[None]:
     """fio on the mounted file system meanwhile, which sees no error and finds all that it wrote."""
     device, before = unit.device, unit.device.completed("writes")
     argv = ["fio", "--name=load", f"--filename={DATA}/load", "--direct=1", "--ioengine=libaio", "--iodepth=16"]
     argv += ["--rw=randwrite", "--bs=4k", "--size=32M", "--verify=crc32c", "--verify_fatal=1", "--minimal"]
+    argv += ["--verify_backlog=256", "--time_based", "--runtime=380"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as fio:
         until(lambda: fio.poll() is not None or device.completed("writes") > before + 100, "fio writes")
         assert fio.poll() is None
         yield
+        assert fio.poll() is None
+        fio.send_signal(signal.SIGINT)
         printed, _ = fio.communicate(timeout=120)
-    assert fio.returncode == 0, printed
+    assert fio.returncode in (0, 128), printed
+    assert "error" not in printed.lower(), printed
     assert unit.device == device
     assert device.state == State.LIVE
     assert run("findmnt", "-n", "-o", "SOURCE", DATA) == "/dev/ublkb0\n"

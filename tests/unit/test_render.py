@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ublkpy import render
+from ublkpy import __version__, render
 from ublkpy.daemon.disk import Disk
 from ublkpy.daemon.inspect import DeviceStatus
 from ublkpy.daemon.state import DeviceState, QueueState, process_start_time
@@ -210,6 +210,7 @@ def test_json_of_our_device(ours: DeviceStatus) -> None:
         "mode": "copy",
         "flags": ["URING_CMD_COMP_IN_TASK", "CMD_IOCTL_ENCODE"],
         "pid": os.getpid(),
+        "release": __version__,
         "queue_threads": [{"q_id": 0, "tid": NO_PROCESS, "affinity": [3]}],
         "owner": {"uid": 0, "gid": 0},
     }
@@ -218,7 +219,14 @@ def test_json_of_our_device(ours: DeviceStatus) -> None:
 def test_json_of_a_foreign_device(foreign: DeviceStatus) -> None:
     shown = foreign.to_dict()
     assert (shown["server"], shown["advice"]) == ("foreign", "ublk del -n 12")
-    assert [key for key, value in shown.items() if value is None] == ["name", "target", "backing", "mode", "pid"]
+    assert [key for key, value in shown.items() if value is None] == [
+        "name",
+        "target",
+        "backing",
+        "mode",
+        "pid",
+        "release",
+    ]
     assert shown["queue_threads"] == []
 
 

@@ -110,6 +110,7 @@ class DeviceStatus:
             "mode": known.mode if known else None,
             "flags": [flag.name for flag in info.flags],
             "pid": self.pid,
+            "release": known.release if known else None,
             "queue_threads": [
                 {"q_id": q.q_id, "tid": q.tid, "affinity": thread_affinity(q)} for q in (known.queues if known else [])
             ],

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ublkpy import folders
+from ublkpy import __version__, folders
 from ublkpy.errors import UblkError
 from ublkpy.folders import RUN_DIR as RUN_DIR
 from ublkpy.folders import run_dir as run_dir
@@ -47,7 +47,7 @@ class DeviceState:
     that this file is about. ``start_time`` (clock ticks since boot) tells a process from a later one with
     the same pid. ``queues`` lists the threads of each queue in turn. ``target`` is what the target says of itself
     for ``list``, ``shmem`` the numbers of the buffers that clients share. ``kept``: the daemon has ended, and somebody
-    means to go on with the device.
+    means to go on with the device. ``release``: the version of ublkpy that the daemon runs.
     """
 
     dev_id: int
@@ -61,6 +61,7 @@ class DeviceState:
     backing: str
     shmem: list[int] = field(default_factory=list)
     kept: bool = False
+    release: str = __version__
 
     def alive(self) -> bool:
         """Whether the daemon that wrote this is still running."""
