@@ -424,11 +424,11 @@ def params(dev_id: int, as_json: bool) -> None:
 @cli.command()
 @json_option
 def features(as_json: bool) -> None:
-    """Show what this kernel's driver can do."""
+    """Show what this kernel's driver can do; on a terminal, also what it cannot."""
     from ublkpy.daemon import inspect
 
     found = inspect.features()
-    click.echo(render.features_json(found) if as_json else render.features(found))
+    click.echo(render.features_json(found) if as_json else render.features(found, every=sys.stdout.isatty()))
 
 
 @cli.group("udev", cls=_Group)

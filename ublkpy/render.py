@@ -51,7 +51,7 @@ _FEATURE_GIVES = {
     Feature.ZONED: "zoned devices",
     Feature.USER_RECOVERY_FAIL_IO: "without a daemon, requests fail at once (-e 1)",
     Feature.UPDATE_SIZE: "a live device can be resized",
-    Feature.AUTO_BUF_REG: "zero copy without commands of its own",
+    Feature.AUTO_BUF_REG: "zero copy without commands of its own; ublksrv's AUTO_ZC",
     Feature.QUIESCE: "a daemon can be replaced on purpose",
     Feature.PER_IO_DAEMON: "several threads can serve one queue (-T)",
     Feature.BUF_REG_OFF_DAEMON: "buffers can be registered by any thread",
@@ -109,9 +109,13 @@ def ublksrv_dump(device: DeviceStatus) -> str:
     return "\n".join(lines)
 
 
-def features(found: Feature) -> str:
-    """A line a feature: whether the kernel has it, and what it gives."""
-    rows = [[flag.name or "", "yes" if flag in found else "no", gives] for flag, gives in _FEATURE_GIVES.items()]
+def features(found: Feature, *, every: bool) -> str:
+    """A line a feature: whether the kernel has it, and what it gives; unless ``every``, only those that it has.
+
+    The latter for scripts, such as ublksrv's, that look whether there is a line.
+    """
+    shown = {flag: gives for flag, gives in _FEATURE_GIVES.items() if every or flag in found}
+    rows = [[flag.name or "", "yes" if flag in found else "no", gives] for flag, gives in shown.items()]
     return f"ublk_drv features: {int(found):#x}\n{_table(rows, indent='  ')}"
 
 

@@ -246,10 +246,15 @@ def test_json_of_features() -> None:
 
 
 def test_features_for_people() -> None:
-    lines = render.features(Feature.USER_COPY | Feature(1 << 50)).splitlines()
+    lines = render.features(Feature.USER_COPY | Feature(1 << 50), every=True).splitlines()
     assert lines[0] == "ublk_drv features: 0x4000000000080"
     assert len(lines) == 1 + len(Feature)
     assert [line.split()[0] for line in lines[1:] if line.split()[1] == "yes"] == ["USER_COPY"]
+
+
+def test_features_for_scripts_are_those_that_there_are() -> None:
+    lines = render.features(Feature.USER_COPY | Feature.AUTO_BUF_REG, every=False).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["USER_COPY", "AUTO_BUF_REG"]
 
 
 # -- JSON as documented --------------------------------------------------------------------
