@@ -10,6 +10,7 @@ import pytest
 
 from ublkpy import Device as Api
 from ublkpy.daemon import inspect, state
+from ublkpy.daemon.run import Start
 from ublkpy.errors import ExitCode, UblkError
 from ublkpy.uring.uapi import Feature, State
 
@@ -86,6 +87,27 @@ def test_what_watches_over_it_is_replaced_too(can_quiesce: None, devices: Device
     pid = device.pid
     os.kill(pid, signal.SIGKILL)
     until(lambda: device.status().pid not in (None, pid), "it is brought back", 50)
+
+
+@pytest.mark.logs
+def test_after_a_new_daemon_that_fails_a_supervisor_goes_on(
+    can_quiesce: None, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after any other daemon that died; without one, the device waits."""
+
+    def fails(dev_id: int) -> Start:
+        raise UblkError("the new version does not work")
+
+    watched = devices.adopt(Api.add(configure("null", size=8 * MIB, recovery="queue", supervise=True)).dev_id)
+    alone = devices.null(recovery="queue")
+    pid = watched.pid
+    monkeypatch.setattr("ublkpy.daemon.upgrade.prepare", fails)
+    for device in (watched, alone):
+        with pytest.raises(UblkError, match="the new version does not work"):
+            Api(device.id).upgrade()
+    until(lambda: watched.status().pid not in (None, pid) and watched.state is State.LIVE, "it is brought back", 50)
+    assert alone.status().is_waiting
+    Api(alone.id).recover()
 
 
 def test_one_that_is_called_by_its_name(can_quiesce: None, devices: Devices) -> None:

@@ -89,7 +89,9 @@ def upgrade(dev_id: int) -> float | None:
         take_over = partial(_take_over, device, manager)
         return run.start(take_over, new=False, log_file=config.device.log, timeout=_WHOLE).seconds
     except UblkError:
-        if inspect.status(dev_id).is_waiting:
+        left = inspect.status(dev_id)
+        if left.known and left.is_waiting:
+            state.write(replace(left.known, kept=False))  # nobody goes on with it: a supervisor may
             log.warning("requests of device %d wait now for: ublk recover -n %d", dev_id, dev_id)
         raise
 
