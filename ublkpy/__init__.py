@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ublkpy.version import __version__
+
 if TYPE_CHECKING:
     from ublkpy.device import Device
 
 __all__ = ["Device", "__version__"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

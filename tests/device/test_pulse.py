@@ -50,7 +50,7 @@ def test_a_daemon_that_does_not_answer(devices: Devices, recovery: str, cure: st
     with stopped(device) as pid:
         said = trouble(device)
         assert said
-        assert said.startswith("its daemon does not answer; run: ")
+        assert said.startswith("its daemon does not answer; if that lasts, run: ")
         assert said.endswith(cure)
         assert (str(pid) in said) == (recovery != "none")
         listed = program.ublk("list")

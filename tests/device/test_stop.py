@@ -12,7 +12,7 @@ import pytest
 
 from ublkpy import Device as Api
 from ublkpy.daemon import inspect, state
-from ublkpy.daemon.channel import held
+from ublkpy.daemon.channel import KEEP, held
 from ublkpy.errors import BusyError, ConfigError, ExitCode, UblkError
 from ublkpy.uring.uapi import Feature, State
 
@@ -164,13 +164,13 @@ def test_who_has_given_up_is_not_obeyed(devices: Devices, scratch: Path) -> None
     device = devices.loop(file)
     os.kill(device.pid, signal.SIGSTOP)
     try:
-        for order in (b'{"do": "hold"}', b'{"do": "resize", "size": 4194304, "done": true}'):
+        for order in (b'{"do": "hold", "what": "keep"}', b'{"do": "resize", "size": 4194304, "done": true}'):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as daemon:
                 daemon.connect(str(state.channel_path(device.id)))
                 daemon.send(order)
     finally:
         os.kill(device.pid, signal.SIGCONT)
-    with held(device.id, 10):
+    with held(device.id, KEEP, 10):
         pass
     assert device.status().size == 8 * MIB
     devices.remove(device)

@@ -203,7 +203,7 @@ def test_production_as_the_readme_has_it(can_quiesce: None, disk: Unit) -> None:
     _, commands = re.findall(
         r"^```sh\n(.*?)^```$", Path("README.md").read_text().partition("## Run it in")[2], re.M | re.S
     )
-    version = Path("ublkpy/__init__.py")
+    version = Path("ublkpy/version.py")
     version.write_text(re.sub(r'__version__ = ".*"', '__version__ = "99.1"', version.read_text()))
     packages = {
         "PIP_NO_INDEX": "1",

@@ -162,11 +162,14 @@ def test_table_of_nothing_is_its_head() -> None:
     assert render.devices([], {}).split() == COLUMNS
 
 
-@pytest.mark.parametrize("state", [State.QUIESCED, State.FAIL_IO])
+@pytest.mark.parametrize("state", [State.QUIESCED, State.FAIL_IO, State.LIVE])
 def test_dead_daemon_of_ours_can_be_recovered(ours: DeviceStatus, state: State) -> None:
     assert ours.known
     dead = DeviceStatus(
-        replace(ours.info, state=state), ours.char_devno, ours.disk, replace(ours.known, pid=NO_PROCESS)
+        replace(ours.info, state=state, flags=Feature.USER_RECOVERY),
+        ours.char_devno,
+        ours.disk,
+        replace(ours.known, pid=NO_PROCESS),
     )
     assert dead.advice == "ublk recover -n 0"
     assert render.devices([dead], {}).endswith("/1.img  (no daemon; run: ublk recover -n 0)")

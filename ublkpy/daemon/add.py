@@ -23,14 +23,17 @@ def add(
     config: DeviceConfig,
     on_ready: Callable[[int], None] = lambda dev_id: None,
     before: Callable[[], None] = lambda: None,
+    *,
+    again: bool = False,
 ) -> int:
     """Serve a device from a daemon of its own; returns its id once its node can be opened.
 
-    ``on_ready`` is called with the id just before, ``before`` when the target is open and nothing else done.
+    ``on_ready`` is called with the id just before, ``before`` when the target is open and nothing else done. ``again``:
+    the device that has the name makes place for this one, in ``before``.
     Raises UblkError, also for what the daemon found wrong, KeyboardInterrupt, and what these raise; then nothing is
     left.
     """
-    if left := named.waiting(config.device.name):
+    if not again and (left := named.waiting(config.device.name, spare_stopped=True)):
         raise BusyError(
             f"{left.node} has the name {config.device.name} already, and waits for a daemon",
             f"give it one: ublk recover -n {left.info.dev_id}",

@@ -5,6 +5,7 @@ main thread answers one after the other, so an order must not wait for the devic
 own user are heard (SO_PEERCRED, unix(7)); who has hung up meanwhile has given up, and nothing is done for him.
 
 One order is the channel's own: ``hold`` stands as long as the connection does, and ends with the process that gave it.
+It keeps the state file, or is the only one of its kind: two commands that change the size would cut each other's data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from ublkpy import folders
 from ublkpy.daemon import state
-from ublkpy.errors import UblkError, from_dict
+from ublkpy.errors import BusyError, UblkError, from_dict
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,13 @@ Orders = Mapping[str, Callable[..., dict[str, Any]]]
 _MAX_BYTES = 65536
 _HEARS = 1.0  # seconds for a client to say what it wants
 _HOLD = "hold"
+
+KEEP = "keep"
+"""A hold: the state file stays when the daemon ends in good order."""
+RESIZE = "resize"
+UPGRADE = "upgrade"
+"""Holds that exclude another of the same kind."""
+
 _ucred = struct.Struct("iII")  # pid, uid, gid: unix(7)
 
 
@@ -40,8 +48,8 @@ class Channel:
     """The daemon's end. ``orders`` are called in the thread that calls ``answer``; UblkError is an answer, too."""
 
     def __init__(self, dev_id: int, orders: Orders) -> None:
-        self._orders = {**orders, _HOLD: lambda: {}}
-        self._holders: list[socket.socket] = []
+        self._orders = {**orders, _HOLD: self._check_hold}
+        self._holders: list[tuple[str, socket.socket]] = []
         self._path = state.channel_path(dev_id)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
@@ -62,45 +70,49 @@ class Channel:
             return  # it has gone again
         with contextlib.suppress(OSError):
             client.settimeout(_HEARS)
-            order, reply = self._hear(client)
+            reply = self._hear(client)
             client.send(json.dumps(reply).encode())
-            if order == _HOLD and "done" in reply:
-                for gone in filter(_has_hung_up, self._holders):
-                    gone.close()
-                self._holders = [*(holder for holder in self._holders if holder.fileno() >= 0), client]
+            if what := reply.get("done", {}).get(_HOLD):
+                self._holders.append((what, client))
                 return
         client.close()
 
-    def is_held(self) -> bool:
-        """Whether somebody means to go on with the device when the daemon has ended."""
-        return not all(map(_has_hung_up, self._holders))
+    def is_held(self, what: str) -> bool:
+        """Whether somebody has given such a hold."""
+        for holder in [holder for holder in self._holders if _has_hung_up(holder[1])]:
+            self._holders.remove(holder)
+            holder[1].close()
+        return what in [kind for kind, _ in self._holders]
+
+    def _check_hold(self, what: str) -> dict[str, Any]:
+        if what != KEEP and self.is_held(what):
+            raise BusyError(f"another command is about to {what} the device", "wait until that is done")
+        return {_HOLD: what}
 
     def close(self) -> None:
         """Hear nobody any more."""
         self._path.unlink(missing_ok=True)
-        for sock in (self._listener, *self._holders):
+        for sock in (self._listener, *(holder for _, holder in self._holders)):
             sock.close()
 
-    def _hear(self, client: socket.socket) -> tuple[str, dict[str, Any]]:
-        """The order's name, and the reply. OSError if nobody waits for that."""
-        name = ""
+    def _hear(self, client: socket.socket) -> dict[str, dict[str, Any]]:
+        """The reply to an order. OSError if nobody waits for that."""
         _, uid, _ = _ucred.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size))
         try:
             if uid not in (0, os.geteuid()):
                 raise UblkError("only root and the owner of the device may ask its daemon")
             order = json.loads(client.recv(_MAX_BYTES))
-            name = order.pop("do")
-            action = self._orders.get(name)
+            action = self._orders.get(order.pop("do"))
             if action is None:
                 raise UblkError("the daemon is of another version, and does not know this order")
             if _has_hung_up(client):
                 raise ConnectionAbortedError
-            return name, {"done": action(**order)}
+            return {"done": action(**order)}
         except UblkError as e:
-            return name, {"error": e.to_dict()}
+            return {"error": e.to_dict()}
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             _log.warning("an order that cannot be understood: %s", e)
-            return name, {"error": UblkError(f"the daemon does not understand: {e}").to_dict()}
+            return {"error": UblkError(f"the daemon does not understand: {e}").to_dict()}
 
 
 def _has_hung_up(client: socket.socket) -> bool:
@@ -120,9 +132,9 @@ def ask(dev_id: int, order: str, timeout: float, **values: Any) -> dict[str, Any
 
 
 @contextlib.contextmanager
-def held(dev_id: int, timeout: float) -> Iterator[None]:
-    """If the daemon of a device ends in good order while the block lasts, its state file stays. Raises as ``ask``."""
-    with _asked(dev_id, _HOLD, timeout):
+def held(dev_id: int, what: str, timeout: float) -> Iterator[None]:
+    """KEEP, RESIZE or UPGRADE for as long as the block lasts. Raises as ``ask``, and BusyError."""
+    with _asked(dev_id, _HOLD, timeout, what=what):
         yield
 
 

@@ -80,7 +80,7 @@ class DeviceStatus:
         if self.pid is not None:
             return ""
         dev_id = self.info.dev_id
-        if self.known and self.info.state in (State.QUIESCED, State.FAIL_IO):
+        if self.is_waiting:
             return f"ublk recover -n {dev_id}"
         if self.known and self.info.state == State.DEAD:
             return f"ublk start -n {dev_id}"

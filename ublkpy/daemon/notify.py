@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 from array import array
 from collections.abc import Sequence
 from typing import Any
+
+from ublkpy.daemon.wait import readable
 
 _TEXT_LIMIT = 1000
 _HEARD = 10.0
@@ -50,15 +51,14 @@ class Manager:
     def main_process(self, pid: int) -> bool:
         """Another process than before is the service; returns when the manager knows: the first one may end then.
 
-        False if it did not say within ten seconds that it does.
+        False if it could not be told, or did not say within ten seconds that it knows.
         """
-        self._tell({"MAINPID": str(pid)})
         heard, hears = os.pipe()
         try:
             # It closes this when it has read all that came before.
-            self._tell({"BARRIER": "1"}, [hears])
+            told = self._tell({"MAINPID": str(pid)}) and self._tell({"BARRIER": "1"}, [hears])
             os.close(hears)
-            return bool(select.select([heard], [], [], _HEARD)[0])
+            return told and bool(readable([heard], _HEARD))
         finally:
             os.close(heard)
 
@@ -75,16 +75,18 @@ class Manager:
         number = next((str(e.errno) for e in _causes(error) if isinstance(e, OSError) and e.errno), "")
         self._tell({"STATUS": str(error)} | ({"ERRNO": number} if number else {}))
 
-    def _tell(self, said: dict[str, str], fds: Sequence[int] = ()) -> None:
-        """One assignment a line. That nobody listens any more is no reason to end."""
+    def _tell(self, said: dict[str, str], fds: Sequence[int] = ()) -> bool:
+        """One assignment a line; whether that could be sent. That nobody listens any more is no reason to end."""
         if not self._address:
-            return
+            return False
         text = "\n".join(f"{name}={' '.join(value.split())[:_TEXT_LIMIT]}" for name, value in said.items())
         # A name that begins with @ is an abstract one, unix(7).
         address = self._address.replace("@", "\0", 1) if self._address.startswith("@") else self._address
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendmsg([text.encode(errors="replace")], rights, socket.MSG_DONTWAIT, address)
+            return True
+        return False
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

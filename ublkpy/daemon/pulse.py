@@ -74,7 +74,7 @@ def _trouble(device: DeviceStatus) -> str:
     except SilentError:
         recover = Feature.USER_RECOVERY in device.info.flags
         cure = f"kill -9 {pid}; ublk recover -n {dev_id}" if recover else f"ublk del --force -n {dev_id}"
-        return f"its daemon does not answer; run: {cure}"
+        return f"its daemon does not answer; if that lasts, run: {cure}"
     except UblkError:
         return ""  # on its way, one way or the other
     if pulse["seconds"] < _PATIENCE:

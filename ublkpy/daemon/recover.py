@@ -136,7 +136,8 @@ def wait_noticed(dev_id: int) -> None:
             if waited > _QUIESCE_DEADLINE:
                 raise UblkError(
                     f"the driver still takes the daemon of device {dev_id} for alive",
-                    f"a forked child of it may hold the device: fuser -v /dev/ublkc{dev_id}",
+                    "its requests may still be on their way to the backing, or a forked child of it may hold the"
+                    f" device: fuser -v /dev/ublkc{dev_id}",
                 )
             if waited > 1 and not told:
                 log.info("waiting for the driver to notice that the old daemon is dead (up to 30 s on 6.12)")
@@ -158,8 +159,12 @@ def _when_released(dev_id: int, action: Callable[[], T]) -> T:
     while True:
         try:
             return action()
-        except BusyError:
+        except BusyError as e:
             if time.monotonic() > deadline:
-                raise
+                raise UblkError(
+                    f"the old daemon of device {dev_id} is dead, but what it had is not free after"
+                    f" {_RELEASE_DEADLINE:g} s: {e.message}",
+                    "its requests may still be on their way to the backing; try again when that answers",
+                ) from e
         _recoverable(inspect.status(dev_id))
         time.sleep(_LOOK)

@@ -17,8 +17,9 @@ import logging
 import os
 
 from ublkpy.daemon import inspect
-from ublkpy.daemon.channel import ask
+from ublkpy.daemon.channel import RESIZE, ask, held
 from ublkpy.daemon.ctrl import QUICK, Control
+from ublkpy.daemon.disk import Disk
 from ublkpy.daemon.spawn import isolated
 from ublkpy.daemon.users import check_unused
 from ublkpy.errors import BusyError, ConfigError, UblkError
@@ -44,22 +45,26 @@ def resize(dev_id: int, size: int, *, force: bool = False) -> None:
     assert device.disk is not None
     if size < device.disk.size and not force:
         _check_unused(dev_id, size)
-    ask(dev_id, "resize", _ANSWER, size=size, done=False)
-    try:
-        isolated(f"device {dev_id} to change its size", lambda: _update(dev_id, size), QUICK)
-    except TimeoutError as e:
-        raise UblkError(
-            f"device {dev_id} did not change its size within {QUICK:g} s", "is it being stopped? see: ublk list"
-        ) from e
-    ask(dev_id, "resize", _ANSWER, size=size, done=True)
+    with held(dev_id, RESIZE, _ANSWER):
+        ask(dev_id, "resize", _ANSWER, size=size, done=False)
+        try:
+            isolated(f"device {dev_id} to change its size", lambda: _update(dev_id, size), QUICK)
+        except TimeoutError as e:
+            raise UblkError(
+                f"device {dev_id} did not change its size within {QUICK:g} s", "is it being stopped? see: ublk list"
+            ) from e
+        ask(dev_id, "resize", _ANSWER, size=size, done=True)
 
 
-def follow(target: Target, target_map: Map, size: int, *, done: bool) -> None:
+def follow(dev_id: int, target: Target, target_map: Map, size: int, *, done: bool) -> None:
     """In the daemon: what is to be done before (``done``: after) the device has got this size. Raises UblkError."""
     if type(target).resize is Target.resize:
         target.resize(size)  # says that it cannot
     if target.has_metadata:  # that of blocks to come would have to be made
         raise UblkError("a device with metadata keeps its size", "delete it, and add it anew")
+    disk = Disk.read(dev_id)
+    if done and (disk is None or disk.size != size):
+        raise UblkError(f"device {dev_id} has another size by now: somebody else changed it", "ublk list shows it")
     before = target_map.size
     if size > before and not done:
         target.resize(size)
@@ -69,6 +74,7 @@ def follow(target: Target, target_map: Map, size: int, *, done: bool) -> None:
         try:
             target_map.drain(size, before - size, _DRAIN)
         except OSError as e:
+            target_map.resize(before)  # so that it can be tried again
             raise UblkError(
                 f"requests behind the new end of the device take longer than {_DRAIN:g} s: the backing was not cut",
                 "try again when they are through",
@@ -97,7 +103,9 @@ def _check(device: inspect.DeviceStatus, size: int) -> None:
 
 def _check_unused(dev_id: int, size: int) -> None:
     try:
-        check_unused(dev_id)
+        isolated(f"device {dev_id} to be opened", lambda: check_unused(dev_id), _ANSWER)
+    except TimeoutError as e:
+        raise UblkError(f"/dev/ublkb{dev_id} cannot be opened within {_ANSWER:g} s", "ublk list may say why") from e
     except BusyError as e:
         raise BusyError(
             f"{e.message}: what is behind the first {exact_size(size)} would be lost",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -9,12 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ublkpy import folders
-from ublkpy.daemon import inspect, log, process, spawn, udev
+from ublkpy.daemon import inspect, log, spawn, udev
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.plan import Plan
+from ublkpy.daemon.process import close_inherited_files, harden, leave_mounts
 from ublkpy.daemon.server import BRING_UP_DEADLINE, Server
 from ublkpy.errors import UblkError
 from ublkpy.uring.uapi import DevInfo
@@ -44,26 +45,31 @@ class Started:
     seconds: float
 
 
-def start(
-    make: Callable[[], Start], *, new: bool, log_file: Path | None = None, timeout: float = READY_DEADLINE
-) -> Started:
+def start(make: Callable[[], Start], *, new: bool, log_file: Path | None = None) -> Started:
     """Start a daemon, which begins with ``make`` in its own process. Raises the UblkError that ended it, too.
 
     After Ctrl-C a ``new`` device is taken back; what was to become of one that was there goes on.
     """
-    return Started(**hear(spawn.daemon(lambda ready: _live(make, ready, log_file)), new=new, timeout=timeout))
+    return hear(process(make, log_file), new=new, timeout=READY_DEADLINE)
 
 
-def hear(child: spawn.Child, *, new: bool, timeout: float) -> dict[str, Any]:
-    """What a daemon says once it serves. Ends one that says nothing."""
+def process(make: Callable[[], Start], log_file: Path | None) -> spawn.Child:
+    """A daemon in a process that nobody has heard yet."""
+    return spawn.daemon(lambda ready: _live(make, ready, log_file))
+
+
+def hear(child: spawn.Child, *, new: bool, timeout: float, leave: bool = False) -> Started:
+    """What a daemon says once it serves. Ends one that says nothing in time; or, to ``leave`` it, TimeoutError."""
     try:
-        return child.wait(timeout)
+        return Started(**child.wait(timeout))
     except EOFError as e:
         raise UblkError(
             "the daemon died while it set the device up",
             f"its log may say why: journalctl -t ublkpy, or {folders.log_file()}; out of memory shows in dmesg",
         ) from e
     except TimeoutError as e:
+        if leave:
+            raise
         child.end(kill=not new)  # in good order, it would delete its device
         raise UblkError(f"the daemon was not ready within {timeout:g} s", "the kernel log (dmesg) may say why") from e
     except BaseException:
@@ -82,10 +88,10 @@ def _live(make: Callable[[], Start], ready: spawn.Ready, log_file: Path | None) 
         ready.failed(e)
         return 1
     try:
-        process.close_inherited_files()
-        process.harden()
+        close_inherited_files()
+        harden()
         begin = make()
-        process.leave_mounts()
+        leave_mounts()
         server = Server(begin.plan, begin.manager)
         info = begin.bring_up(server)
         log.name_device(info.dev_id)
@@ -98,7 +104,7 @@ def _live(make: Callable[[], Start], ready: spawn.Ready, log_file: Path | None) 
         _log.exception("a bug in ublkpy")
         error = UblkError(f"the daemon failed: {type(e).__name__}: {e}", "its log has the traceback")
     else:
-        begin.manager.ready(inspect.status(info.dev_id).summary)
+        announce(begin.manager, info.dev_id)
         if not ready.done(vars(Started(info.dev_id, info.nr_hw_queues, seconds))):
             server.unheard()
         return server.serve(info)
@@ -106,6 +112,13 @@ def _live(make: Callable[[], Start], ready: spawn.Ready, log_file: Path | None) 
     signal.set_wakeup_fd(-1)
     ready.failed(error)
     return 1
+
+
+def announce(manager: Manager, dev_id: int) -> None:
+    """The service is ready. To tell what it is must not be what ends it."""
+    if manager:
+        with contextlib.suppress(UblkError):
+            manager.ready(inspect.status(dev_id).summary)
 
 
 def wait_node(dev_id: int) -> None:

@@ -25,7 +25,6 @@ import functools
 import logging
 import operator
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -37,7 +36,7 @@ from dataclasses import replace
 from typing import Any
 
 from ublkpy.daemon import end, inspect, log, resize, state, udev
-from ublkpy.daemon.channel import Channel, Orders
+from ublkpy.daemon.channel import KEEP, Channel, Orders
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.notify import Manager
@@ -45,6 +44,7 @@ from ublkpy.daemon.plan import Plan
 from ublkpy.daemon.pulse import PERIOD, Pulse
 from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
 from ublkpy.daemon.shmem import Sharing
+from ublkpy.daemon.wait import readable
 from ublkpy.daemon.worker import Worker
 from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.uring.map import Map
@@ -171,11 +171,13 @@ class Server:
             self._check_workers()
         self._check_workers()
         kept = self._is_kept(info)
-        self._close()
+        self._hang_up()
+        # Before the character device is closed: then the id, and the file with it, can be another's.
         if kept:
             self._save(kept=True)
         else:
             state.remove(info.dev_id, self._plan.cookie)
+        self._close()
         self._wait_helper()
         _log.info("/dev/ublkb%d has ended", info.dev_id)
         return 0
@@ -251,7 +253,7 @@ class Server:
     def _resize(self, size: int, done: bool) -> dict[str, Any]:
         assert self._map
         config = self._plan.config
-        resize.follow(config.target, self._map, size, done=done)
+        resize.follow(self._state.dev_id, config.target, self._map, size, done=done)
         described = self._state.target | {"dev_size": self._map.size}
         self._save(config=config.dump(), target=described)
         return {}
@@ -314,8 +316,8 @@ class Server:
         """Sleep until something happens; True if it was a signal to end."""
         channel = self._channel
         files = [self._wake_r.fileno()] + ([channel.fileno()] if channel else [])
-        readable, _, _ = select.select(files, [], [], timeout)
-        if channel and channel.fileno() in readable:
+        ready = readable(files, timeout)
+        if channel and channel.fileno() in ready:
             channel.answer()
         try:
             events = self._wake_r.recv(4096)
@@ -364,7 +366,7 @@ class Server:
 
     def _is_kept(self, info: DevInfo) -> bool:
         """Whether the device that we served goes on: it waits for another daemon, or is held by who stopped it."""
-        held = self._channel is not None and self._channel.is_held()
+        held = self._channel is not None and self._channel.is_held(KEEP)
         if not held and Feature.QUIESCE not in info.flags:
             return False
         try:
@@ -374,12 +376,16 @@ class Server:
             return False
         return now.ublksrv_flags == self._plan.cookie and (held or now.state != State.DEAD)
 
-    def _close(self) -> None:
+    def _hang_up(self) -> None:
         if self._channel:
             self._channel.close()
             self._channel = None
         if self._sharing:
             self._sharing.close()  # before the id, and so the path of its socket, can be another's
+            self._sharing = None
+
+    def _close(self) -> None:
+        self._hang_up()
         if any(worker.serving for worker in self._workers):
             return  # all that follows is in use, and goes with the process
         if self._cdev_fd >= 0:

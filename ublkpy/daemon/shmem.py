@@ -19,7 +19,6 @@ import errno
 import json
 import logging
 import os
-import select
 import selectors
 import signal
 import socket
@@ -34,6 +33,7 @@ from typing import IO
 from ublkpy import folders
 from ublkpy.daemon import regbuf
 from ublkpy.daemon.memory import HugeFile, Refused, length_of, owner_of
+from ublkpy.daemon.wait import readable
 from ublkpy.errors import UblkError, from_dict
 from ublkpy.shmem import WHY, peer_uid, socket_path
 from ublkpy.uring.shmem import MAX_BUFFERS, Mapping, SharedBuffers
@@ -306,7 +306,7 @@ class Sharing:
         raise error
 
     def _answered(self, answer: IO[bytes], timeout: float | None) -> bool:
-        ready = select.select([answer.fileno(), self._wake_r.fileno()], [], [], timeout)[0]
+        ready = readable([answer.fileno(), self._wake_r.fileno()], timeout)
         if self._wake_r.fileno() in ready:
             raise _Closed
         return bool(ready)

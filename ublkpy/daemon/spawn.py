@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import select
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from ublkpy.daemon import process
+from ublkpy.daemon.wait import readable
 from ublkpy.errors import UblkError, from_dict
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Child:
     def _receive(self, deadline: float) -> dict[str, Any]:
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._fd], [], [], left)[0]:
+            if left <= 0 or not readable([self._fd], left):
                 raise TimeoutError
             chunk = os.read(self._fd, 65536)
             if not chunk:
@@ -270,6 +270,6 @@ def wait_end(pid: int, timeout: float, *, kill: bool = False) -> bool:
         if kill:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
-        return bool(select.select([fd], [], [], timeout)[0])
+        return bool(readable([fd], timeout))
     finally:
         os.close(fd)

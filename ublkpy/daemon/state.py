@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ublkpy import __version__, folders
+from ublkpy import folders
 from ublkpy.errors import UblkError
 from ublkpy.folders import RUN_DIR as RUN_DIR
 from ublkpy.folders import run_dir as run_dir
 from ublkpy.shmem import socket_path
+from ublkpy.version import __version__
 
 VERSION = 2
 

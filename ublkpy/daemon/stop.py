@@ -8,7 +8,7 @@ import logging
 from ublkpy.config import DeviceConfig, DeviceOptions, from_dump
 from ublkpy.daemon import delete, inspect, state
 from ublkpy.daemon.add import add
-from ublkpy.daemon.channel import held
+from ublkpy.daemon.channel import KEEP, SilentError, held
 from ublkpy.daemon.recover import wait_noticed
 from ublkpy.errors import BusyError, NoDeviceError, UblkError
 from ublkpy.uring.uapi import State
@@ -26,7 +26,14 @@ def stop(dev_id: int, *, safe: bool = False, force: bool = False) -> None:
     """
     device = inspect.status(dev_id)
     served = device.known is not None and device.pid is not None
-    with held(dev_id, _ANSWER) if served else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        try:
+            if served:
+                stack.enter_context(held(dev_id, KEEP, _ANSWER))
+        except SilentError:
+            if not force:
+                raise
+            # It will be killed, and cannot remove its file.
         delete.stop(dev_id, safe=safe, force=force)
 
 
@@ -63,7 +70,7 @@ def start(dev_id: int) -> DeviceConfig:
         delete.delete(dev_id, known.cookie, force=True)
 
     try:
-        add(config, before=clear)
+        add(config, before=clear, again=True)
     except BaseException:
         if state.read(dev_id) is None:
             state.write(known)

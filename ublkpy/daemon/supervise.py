@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from ublkpy.daemon import inspect, log, process, spawn, state
@@ -87,11 +88,16 @@ def _lock(dev_id: int) -> Iterator[bool]:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
         os.write(fd, str(os.getpid()).encode())
-        os.register_at_fork(after_in_child=lambda: os.close(fd))  # else the daemons that we start would hold it, too
+        os.register_at_fork(after_in_child=partial(_forget, fd))  # else the daemons that we start would hold it, too
         yield True
     except BlockingIOError:
         yield False
     finally:
+        os.close(fd)
+
+
+def _forget(fd: int) -> None:
+    with contextlib.suppress(OSError):  # a child of a child has forgotten it
         os.close(fd)
 
 
@@ -120,10 +126,15 @@ class _Watch:
 
     def _look(self) -> inspect.DeviceStatus | None:
         """The device; None when it is gone, or is another's."""
-        try:
-            device = inspect.status(self._dev_id)
-        except NoDeviceError:
-            return None
+        while True:
+            try:
+                device = inspect.status(self._dev_id)
+                break
+            except NoDeviceError:
+                return None
+            except UblkError as e:  # the next look may tell
+                _log.warning("%s", e.message)
+                time.sleep(_LOOK)
         return device if device.known and device.known.cookie == self._cookie else None
 
     def _may_try(self) -> bool:

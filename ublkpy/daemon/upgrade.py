@@ -18,60 +18,57 @@ before anything is done, so that requests wait no longer than they must, and it 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import signal
 import time
 from dataclasses import replace
 from functools import partial
 
 from ublkpy.config import DeviceConfig, from_dump
 from ublkpy.daemon import inspect, run, state, unit
-from ublkpy.daemon.channel import ask
+from ublkpy.daemon.channel import UPGRADE, ask, held
 from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.recover import prepare
 from ublkpy.daemon.run import Start
+from ublkpy.daemon.server import Server
 from ublkpy.daemon.spawn import isolated, wait_end
 from ublkpy.errors import BusyError, UblkError
 from ublkpy.uring.mode import names
-from ublkpy.uring.uapi import Feature, State
+from ublkpy.uring.uapi import DevInfo, Feature, State
 
 log = logging.getLogger(__name__)
 
 _ANSWER = 5.0
 _DEADLINE = 60.0
 _ROUND = 1.0
+_SOON = 0.001
+_LATER = 0.05
 _EXIT = 30.0
-_WHOLE = _DEADLINE + _EXIT + run.READY_DEADLINE
 
 
 def quiesce(dev_id: int) -> None:
     """Hold new requests up, have the daemon answer those that it has, and end. Raises UblkError.
 
-    ``recover`` goes on from there.
+    ``recover`` goes on from there. Once begun, there is no way back: it is done when the daemon has answered.
     """
     device = inspect.status(dev_id)
     _check(device)
     ask(dev_id, "service", _ANSWER)  # one that does not answer would not end either
-    _hold_up(device)
-
-
-def _hold_up(device: inspect.DeviceStatus) -> None:
-    dev_id = device.info.dev_id
+    deadline = time.monotonic() + _DEADLINE
     try:
-        isolated(f"device {dev_id} to be quiesced", lambda: _quiesce(dev_id), _DEADLINE)
+        isolated(f"device {dev_id} to be quiesced", lambda: _hold_up(dev_id, deadline), _DEADLINE + _ANSWER)
     except TimeoutError as e:
-        raise UblkError(
-            f"device {dev_id} is not quiesced after {_DEADLINE:g} s: its daemon holds requests and does not answer"
-            " them; new ones wait",
-            f"kill process {device.pid}, and then: ublk recover -n {dev_id}",
-        ) from e
+        raise _unanswered(device, f"it can be recovered when it has, or when process {device.pid} is killed") from e
 
 
 def upgrade(dev_id: int) -> float | None:
     """Have a new daemon of the installed version serve the device; for how many seconds requests waited.
 
     No request fails. The daemon of a systemd unit is replaced by that unit's reload, which tells no time. Raises
-    UblkError; once the device is quiesced, it then waits for ``recover``.
+    UblkError, BusyError while another upgrade is under way. After a minute nobody waits any longer for requests that
+    the old daemon does not answer, but the new one does.
     """
     device = inspect.status(dev_id)
     _check(device)
@@ -83,11 +80,13 @@ def upgrade(dev_id: int) -> float | None:
     config, pid = _rehearse(device), device.pid
     manager = Manager(**ask(dev_id, "service", _ANSWER))
     if manager and pid and (name := unit.of_another(pid)):
-        unit.reload(name, pid, _WHOLE)
+        unit.reload(name, pid, _DEADLINE + run.READY_DEADLINE)
         return None
+    child = run.process(partial(_take_over, device, manager), config.device.log)
     try:
-        take_over = partial(_take_over, device, manager)
-        return run.start(take_over, new=False, log_file=config.device.log, timeout=_WHOLE).seconds
+        return run.hear(child, new=False, timeout=_DEADLINE, leave=True).seconds
+    except TimeoutError as e:
+        raise _unanswered(device, f"when it has, process {child.pid} takes over") from e
     except UblkError:
         left = inspect.status(dev_id)
         if left.known and left.is_waiting:
@@ -97,20 +96,56 @@ def upgrade(dev_id: int) -> float | None:
 
 
 def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
-    """How the new daemon begins: in its process the old one is ended."""
+    """How the new daemon begins: in its process the old one is ended.
+
+    From QUIESCE_DEV on there is no way back, so it waits as long as it takes. SIGTERM, which a service manager may send
+    meanwhile, is for the daemon that it then is.
+    """
     dev_id, old = device.info.dev_id, device.pid
     assert old
-    if manager and not manager.main_process(os.getpid()):
-        log.warning("the service manager did not say that it knows of the new process")
-    since = time.monotonic()
-    try:
-        _hold_up(device)
-    except BaseException:
-        if manager:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    with held(dev_id, UPGRADE, _ANSWER):
+        if manager and not manager.main_process(os.getpid()):
             manager.main_process(old)
-        raise
-    wait_end(old, _EXIT)
-    return replace(prepare(dev_id), manager=manager, since=since)
+            raise UblkError(
+                "the service manager does not know of the new daemon: nothing was done", "see: journalctl -u init.scope"
+            )
+        since = time.monotonic()
+        _hold_up(dev_id, math.inf)
+    if not wait_end(old, _EXIT):
+        log.warning("the old daemon has no requests left, but does not end: killing process %d", old)
+        wait_end(old, _EXIT, kill=True)
+    start = prepare(dev_id)
+
+    def bring_up(server: Server) -> DevInfo:
+        info = start.bring_up(server)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        return info
+
+    return Start(start.plan, bring_up, manager, since)
+
+
+def _hold_up(dev_id: int, deadline: float) -> None:
+    """Again and again: with all tags busy the driver takes none back, and does not look again (uapi, QUIESCE_DEV).
+
+    TimeoutError at the deadline; what the driver took stays taken.
+    """
+    began = time.monotonic()
+    with Control() as control:
+        while control.info(dev_id).state == State.LIVE:
+            if (now := time.monotonic()) > deadline:
+                raise TimeoutError
+            control.quiesce(dev_id, _ROUND)
+            time.sleep(_SOON if now < began + _ROUND else _LATER)
+
+
+def _unanswered(device: inspect.DeviceStatus, then: str) -> UblkError:
+    backing = device.known.backing if device.known and device.known.backing else "its target"
+    return UblkError(
+        f"device {device.info.dev_id} is not quiesced after {_DEADLINE:g} s: its daemon has requests that are not"
+        f" answered; new ones wait, and {then}",
+        f"look after {backing}",
+    )
 
 
 def _check(device: inspect.DeviceStatus) -> None:
@@ -152,11 +187,3 @@ def _rehearse(device: inspect.DeviceStatus) -> DeviceConfig:
         return config
     config.target.close()
     return config
-
-
-def _quiesce(dev_id: int) -> None:
-    """Again and again: with all tags busy the driver takes none back, and does not look again (uapi, QUIESCE_DEV)."""
-    with Control() as control:
-        while control.info(dev_id).state == State.LIVE:
-            control.quiesce(dev_id, _ROUND)
-            time.sleep(0.001)

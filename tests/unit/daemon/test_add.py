@@ -20,10 +20,10 @@ OpenFds = Callable[[], set[str]]
 
 def test_daemon_that_serves() -> None:
     def body(ready: spawn.Ready) -> int:
-        ready.done({"dev_id": 7, "queues": 1})
+        ready.done({"dev_id": 7, "queues": 1, "seconds": 0.5})
         return 0
 
-    assert run.hear(spawn.daemon(body), new=True, timeout=60) == {"dev_id": 7, "queues": 1}
+    assert run.hear(spawn.daemon(body), new=True, timeout=60) == run.Started(7, 1, 0.5)
 
 
 def test_daemon_that_says_why_not(open_fds: OpenFds) -> None:
