@@ -118,7 +118,8 @@ def _command(arguments: argparse.Namespace) -> str:
         python = Path(".venv/bin/python")
         if not python.exists():
             raise SetupError(f"no {python} to run pytest with", "scripts/setup build")
-        return shlex.join([str(python), "-m", "pytest", *arguments.pytest])
+        # at the end of a session, that plugin would import all of Hypothesis: ten seconds in emulation
+        return shlex.join([str(python), "-m", "pytest", "-p", "no:hypothesispytest", *arguments.pytest])
     words: list[str] = arguments.command
     return words[0] if len(words) == 1 else shlex.join(words)
 
