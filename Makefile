@@ -5,7 +5,7 @@ K ?= 7.3 6.18 6.12
 export PYTHON ?= python3
 # seconds for the device tests on one kernel
 T ?= 2700
-# so many kernels at once
+# so many machines at once
 J ?= $(shell nproc)
 
 .NOTPARALLEL:
@@ -27,8 +27,10 @@ unit: build ## tests that need no driver
 	@.venv/bin/python -m pytest tests/unit
 
 device: build sanitized vm wheels ## tests with a real driver, on the kernels K="7.3 6.18 6.12"
-	@$(PYTHON) -m tests.vm -k "$(K)" -j $(J) -t $(T) --pytest tests/device
-	@$(PYTHON) -m tests.vm -k "$(firstword $(K))" -t $(T) --systemd tests/systemd/prepare --pytest tests/systemd
+	@found=$$(PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -q --collect-only tests/device tests/systemd) || \
+		{ echo "$$found"; exit 1; } # and the slower machines find the tests compiled
+	@$(PYTHON) -m tests.vm -j $(J) -k "$(K)" -t $(T) --pytest tests/device \
+		--and -k "$(firstword $(K))" -t $(T) --systemd tests/systemd/prepare --pytest tests/systemd
 
 bench: build ## speed, in instructions: SUBJECTS="null loop" WORKLOADS= PEER=path/to/kublk BASE= JSON= PLOT= K=7.3
 	@scripts/setup bench

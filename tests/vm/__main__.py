@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,37 @@ from .accel import choose
 from .errors import SetupError
 from .guest import PRIVATE
 from .machine import INSTRUCTION_CLOCK
-from .run import CRASHED, KERNEL_WARNED, TIMED_OUT, Job, on_each
+from .run import CRASHED, KERNEL_WARNED, TIMED_OUT, Job, Run, all_of
 
 _SETUP_FAILED = 2
 _JOBS = len(os.sched_getaffinity(0))
-_USAGE = "python3 -m tests.vm [OPTIONS] (-- COMMAND... | --pytest PATH [ARGUMENTS...] | --fetch [SERIES...])"
+_AND = "--and"
+_USAGE = (
+    "python3 -m tests.vm [OPTIONS] (-- COMMAND... | --pytest PATH [ARGUMENTS...] | --fetch [SERIES...])"
+    f" [{_AND} [OPTIONS] ...]"
+)
 _EPILOG = f"""\
 One COMMAND word is shell text, several are a program and its arguments. It runs as root in the current folder, sees
 this machine's files (what it writes is gone afterwards, but for -w and --out), and finds ublk_drv loaded, modules to
-insmod (loop, nbd, null_blk, xfs...) in $UBLKPY_MODULES and the kernel series in $UBLKPY_KERNEL. /run, /mnt and
-/dev/shm are its own, in memory. Of the environment it gets PATH, HOME, TERM, COLUMNS, CI, PYTEST_ADDOPTS and UBLKPY_*.
+insmod (loop, nbd, null_blk, xfs...) in $UBLKPY_MODULES, the kernel series in $UBLKPY_KERNEL and the first of the series
+that it is run on in $UBLKPY_FIRST_KERNEL. /run, /mnt and /dev/shm are its own, in memory. Of the environment it gets
+PATH, HOME, TERM, COLUMNS, CI, PYTEST_ADDOPTS and UBLKPY_*.
+
+What follows {_AND} is another command with options of its own, for which the machines take turns: -j, -i and --on
+are those of the first.
 
 Exit status: the command's, or else {_SETUP_FAILED} the machine could not be set up, {KERNEL_WARNED} the kernel
-complained though the command succeeded, {TIMED_OUT} time was up, {CRASHED} the guest crashed. Of several kernels, the
-first that failed.
+complained though the command succeeded, {TIMED_OUT} time was up, {CRASHED} the guest crashed. Of several, the first
+that failed.
 """
 _PASSED_ON = re.compile(r"PATH|HOME|TERM|COLUMNS|CI|PYTEST_ADDOPTS|UBLKPY_\w+")
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = [parser.parse_args(words) for words in _parts(sys.argv[1:])]
+    if len(arguments) > 1 and any(part.fetch is not None for part in arguments):
+        parser.error(f"--fetch and {_AND} exclude each other")
     try:
         return asyncio.run(_interruptible(_main(arguments)))
     except SetupError as error:
@@ -47,27 +59,52 @@ def main() -> int:
         return 128 + signal.SIGPIPE
 
 
-async def _main(arguments: argparse.Namespace) -> int:
-    if arguments.fetch is not None:
-        for kernel in await kernels.provide(_all_known(arguments.fetch or kernels.SERIES)):
+async def _main(parts: Sequence[argparse.Namespace]) -> int:
+    first = parts[0]
+    if first.fetch is not None:
+        for kernel in await kernels.provide(_all_known(first.fetch or kernels.SERIES)):
             print(f"{kernel.series}\t{kernel.release}\t{kernel.folder}")
         return 0
-    job = _job(arguments, os.environ)
-    if job.systemd and job.write_through:
-        raise SetupError("--systemd changes files in /etc, and with -w they would be this machine's", "Leave -w out.")
-    if _on_host(arguments.on, os.environ):
-        if job.systemd:
-            raise SetupError("--systemd is about how a machine boots, so it cannot be this one", "Leave --on host out.")
-        return await host.run(job)
-    for folder in filter(None, (job.folder, job.out)):
-        _visible_in_guest(folder)
-    chosen = await kernels.provide(_all_known(re.split(r"[\s,]+", arguments.kernels.strip())))
-    accelerator = INSTRUCTION_CLOCK if arguments.instruction_clock else await choose(chosen[0])
-    statuses = await on_each(job, chosen, accelerator, arguments.jobs)
-    failed = [f"{kernel.series} ({status})" for kernel, status in zip(chosen, statuses, strict=True) if status]
-    if failed and len(chosen) > 1:
+    jobs = [_job(part, os.environ) for part in parts]
+    if _on_host(first.on, os.environ):
+        return await _here(jobs)
+    series = [_all_known(re.split(r"[\s,]+", part.kernels.strip())) for part in parts]
+    runs = [run for job, wanted in zip(jobs, series, strict=True) for run in await _runs(job, wanted)]
+    accelerator = INSTRUCTION_CLOCK if first.instruction_clock else await choose(runs[0].kernel)
+    statuses = await all_of(runs, accelerator, first.jobs)
+    failed = [f"{run.title} ({status})" for run, status in zip(runs, statuses, strict=True) if status]
+    if failed and len(runs) > 1:
         print(f"tests.vm: failed on {', '.join(failed)}", file=sys.stderr)
     return next(filter(None, statuses), 0)
+
+
+async def _here(jobs: Sequence[Job]) -> int:
+    """On this machine, as far as all goes well."""
+    for job in jobs:
+        if job.systemd:
+            raise SetupError("--systemd is about how a machine boots, so it cannot be this one", "Leave --on host out.")
+        if status := await host.run(job):
+            return status
+    return 0
+
+
+def _parts(words: Sequence[str]) -> list[list[str]]:
+    """The words of each command."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == _AND:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+async def _runs(job: Job, series: Sequence[str]) -> list[Run]:
+    """The job on each of its kernels; it is told which is the first."""
+    for folder in filter(None, (job.folder, job.out)):
+        _visible_in_guest(folder)
+    told = replace(job, environment={**job.environment, "UBLKPY_FIRST_KERNEL": series[0]})
+    return [Run(told, kernel) for kernel in await kernels.provide(series)]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _job(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Job:
+    if arguments.systemd and arguments.write_through:
+        raise SetupError("--systemd changes files in /etc, and with -w they would be this machine's", "Leave -w out.")
     return Job(
         command=_command(arguments),
         folder=Path.cwd(),

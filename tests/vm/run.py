@@ -45,18 +45,30 @@ class Job:
         return _SYSTEMD_BOOT_SECONDS if self.systemd else _BOOT_SECONDS
 
 
-async def on_each(job: Job, kernels: Sequence[Kernel], accelerator: Accelerator, at_once: int) -> list[int]:
-    """Run `job` on every kernel, `at_once` of them at a time; their exit statuses, in the order of `kernels`."""
-    lanes = [Lane() for _ in kernels]
+@dataclass(frozen=True)
+class Run:
+    """A job on a kernel."""
+
+    job: Job
+    kernel: Kernel
+
+    @property
+    def title(self) -> str:
+        return f"Linux {self.kernel.release}" + (" with systemd" if self.job.systemd else "")
+
+
+async def all_of(runs: Sequence[Run], accelerator: Accelerator, at_once: int) -> list[int]:
+    """Begin `runs` in this order, `at_once` of them at a time; their exit statuses, in this order, too."""
+    lanes = [Lane() for _ in runs]
     slots = asyncio.Semaphore(at_once)
 
-    async def take_turn(kernel: Kernel, lane: Lane) -> int:
+    async def take_turn(run: Run, lane: Lane) -> int:
         async with slots:
-            if len(kernels) > 1:
-                lane.out(f"\n== Linux {kernel.release} ==\n".encode())
-            return await on_one(job, kernel, accelerator, lane)
+            if len(runs) > 1:
+                lane.out(f"\n== {run.title} ==\n".encode())
+            return await on_one(run.job, run.kernel, accelerator, lane)
 
-    tasks = [asyncio.create_task(take_turn(*pair)) for pair in zip(kernels, lanes, strict=True)]
+    tasks = [asyncio.create_task(take_turn(*pair)) for pair in zip(runs, lanes, strict=True)]
     try:
         for lane, task in zip(lanes, tasks, strict=True):
             lane.go_live()

@@ -82,6 +82,21 @@ def test_a_mirror_without_kernels_says_what_to_change() -> None:
     assert "UBLKPY_DEBIAN_MIRROR" in result.stderr or "debian-archive-keyring" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--", "true", "--and", "-k", "5.4", "--", "true"), "'5.4'"),
+        (("--", "true", "--and", "-w", "--systemd", "true", "--", "true"), "Leave -w out."),
+        (("--", "true", "--and", "--fetch"), "usage:"),
+        (("--", "true", "--and"), "usage:"),
+    ],
+)
+def test_each_of_several_commands_is_checked(words: tuple[str, ...], complaint: str) -> None:
+    result = vm(*words)
+    assert result.returncode == 2
+    assert complaint in result.stderr
+
+
 def test_the_choice_of_machine_is_checked() -> None:
     result = vm("--", "true", UBLKPY_TEST_ON="moon")
     assert result.returncode == 2
