@@ -320,7 +320,7 @@ def test_the_next_device_over_these_files_checks_them(has_metadata: None, device
 
 def test_recovery_under_load(has_metadata: None, devices: Devices, scratch: Path) -> None:
     made = make(devices, scratch, recovery="reissue")
-    options = ["--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=4m", "--verify=crc32c"]
+    options = ["--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=2m", "--verify=crc32c"]
     with load.running(made.device, *options, "--rate_iops=,400") as fio:
         until(lambda: made.device.completed("writes") > 50, "fio writes")
         os.kill(made.device.pid, signal.SIGKILL)

@@ -190,7 +190,7 @@ def test_recovery_under_load_loses_nothing(devices: Devices, scratch: Path, prot
     device = devices.loop(
         disk.image(scratch / "image", 8 * MIB), mode=protocol, queues=2, threads_per_queue=2, recovery="reissue"
     )
-    options = ["--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=4m", "--verify=crc32c"]
+    options = ["--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=2m", "--verify=crc32c"]
     with load.running(device, *options, "--rate_iops=,400") as fio:
         until(lambda: device.completed("writes") > 50, "fio writes")
         os.kill(device.pid, signal.SIGKILL)
