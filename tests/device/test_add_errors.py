@@ -39,6 +39,7 @@ def expect_refusal(done: program.Result, status: int, message: str, hint: str) -
 # -- the command line ------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -85,6 +86,7 @@ def bad_files(scratch: Path) -> Path:
     return scratch
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("args", "status", "message", "hint"),
     [
@@ -106,6 +108,7 @@ def test_a_wrong_backing(bad_files: Path, args: str, status: ExitCode, message: 
     expect_refusal(done, status, message, hint)
 
 
+@pytest.mark.any_kernel
 def test_a_backing_on_a_read_only_file_system(scratch: Path) -> None:
     with kernel.mounted("none", scratch / "ro", "-t", "tmpfs") as point:
         file = disk.image(point / "image", MIB)
@@ -114,6 +117,7 @@ def test_a_backing_on_a_read_only_file_system(scratch: Path) -> None:
         expect_refusal(done, ExitCode.FAILED, "Read-only file system", "--read-only")
 
 
+@pytest.mark.any_kernel
 def test_the_read_only_switch_that_the_hint_names(devices: Devices, scratch: Path) -> None:
     done = program.ublk("add", "-t", "loop", "-f", str(disk.image(scratch / "image", MIB)), "--read-only")
     assert done.status == 0, done.err
@@ -145,6 +149,7 @@ def without_control() -> Iterator[None]:
         hidden.rename(CONTROL)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     "args", ["add -t null", "add -t null --foreground", "list", "list --json", "del -n 0", "recover -n 0", "features"]
 )
@@ -154,6 +159,7 @@ def test_no_driver(args: str) -> None:
     expect_refusal(done, ExitCode.NO_DRIVER, "/dev/ublk-control does not exist", "modprobe ublk_drv")
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("args", ["add -t null", "list", "del -n 0", "features"])
 def test_an_ordinary_user(args: str) -> None:
     done = program.ublk(*args.split(), prepare=become_nobody)
@@ -201,17 +207,20 @@ def test_an_id_in_use(devices: Devices, switch: list[str]) -> None:
 # -- the log ---------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_a_log_in_a_missing_folder(scratch: Path) -> None:
     done = program.ublk("add", "-t", "null", "--log", str(scratch / "missing" / "log"))
     expect_refusal(done, ExitCode.FAILED, "missing/log: No such file or directory", "--log FILE")
 
 
+@pytest.mark.any_kernel
 def test_a_log_that_is_a_folder(scratch: Path) -> None:
     done = program.ublk("add", "-t", "null", "--log", str(scratch))
     assert done.err.count("cannot open the log") == 1
     expect_refusal(done, ExitCode.FAILED, f"cannot open the log {scratch}: Is a directory", "--log FILE")
 
 
+@pytest.mark.any_kernel
 def test_a_log_on_a_full_disk_stops_nobody(devices: Devices) -> None:
     device = devices.null(log=Path("/dev/full"))
     assert len(disk.read(device.node, 0, 4096)) == 4096
@@ -220,6 +229,7 @@ def test_a_log_on_a_full_disk_stops_nobody(devices: Devices) -> None:
 # -- the state file --------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_a_state_folder_that_is_a_file() -> None:
     RUN_DIR.mkdir(exist_ok=True)
     aside = RUN_DIR.rename(RUN_DIR.with_name("ublkpy.aside"))
@@ -239,6 +249,7 @@ def stdout_to(path: str) -> None:
     os.dup2(os.open(path, os.O_WRONLY), 1)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("options", [(), ("--json",), ("--foreground",), ("--foreground", "--json")], ids=" ".join)
 def test_a_full_stdout(options: tuple[str, ...]) -> None:
     done = program.ublk("add", "-t", "null", *options, prepare=lambda: stdout_to("/dev/full"))
@@ -247,6 +258,7 @@ def test_a_full_stdout(options: tuple[str, ...]) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("args", ["list", "list --json", "list -n 0", "list -n 0 --json", "features"])
 def test_a_full_stdout_of_other_commands(devices: Devices, args: str) -> None:
     devices.null()
@@ -255,6 +267,7 @@ def test_a_full_stdout_of_other_commands(devices: Devices, args: str) -> None:
     assert (done.status, done.err) == (ExitCode.FAILED, expected)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("options", [(), ("--foreground",)], ids=" ".join)
 def test_a_reader_that_has_gone(options: tuple[str, ...]) -> None:
     def into_the_void() -> None:

@@ -33,6 +33,7 @@ def devices(small_disk: Path) -> Iterator[Devices]:
     added.close()
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("direct", [None, False], ids=["direct", "buffered"])
 def test_reads_behind_the_end_of_a_truncated_file_fail(devices: Devices, scratch: Path, direct: bool | None) -> None:
     data = disk.pattern(4 * MIB)
@@ -45,6 +46,7 @@ def test_reads_behind_the_end_of_a_truncated_file_fail(devices: Devices, scratch
     assert disk.read(device.node, 0, MIB) == data[:MIB]
 
 
+@pytest.mark.any_kernel
 def test_a_truncated_file_grows_again_when_written(devices: Devices, scratch: Path) -> None:
     file = disk.image(scratch / "image", 4 * MIB, disk.pattern(4 * MIB))
     device = devices.loop(file)
@@ -53,6 +55,7 @@ def test_a_truncated_file_grows_again_when_written(devices: Devices, scratch: Pa
     assert disk.read(device.node, 0, 2 * MIB + 4 * KIB) == disk.pattern(MIB) + bytes(MIB) + b"back" * KIB
 
 
+@pytest.mark.any_kernel
 @pytest.mark.logs
 def test_a_full_disk_is_an_error_at_the_write_and_a_line_in_the_log(
     devices: Devices, small_disk: Path, scratch: Path
@@ -77,6 +80,7 @@ def test_a_full_disk_is_an_error_at_the_write_and_a_line_in_the_log(
     assert disk.read(device.node, 8 * MIB, 4 * KIB) == b"room" * KIB
 
 
+@pytest.mark.any_kernel
 @pytest.mark.logs
 def test_a_failing_disk_does_not_flood_the_log(devices: Devices, small_disk: Path, scratch: Path) -> None:
     file = disk.image(small_disk / "image", 16 * MIB)
@@ -90,6 +94,7 @@ def test_a_failing_disk_does_not_flood_the_log(devices: Devices, small_disk: Pat
     assert len(failures) == 6  # 1, 2, 4, 8, 16, 32
 
 
+@pytest.mark.any_kernel
 def test_a_sparse_image_on_a_full_disk_is_refused(devices: Devices, small_disk: Path) -> None:
     file = disk.image(small_disk / "image", 16 * MIB)
     (small_disk / "filler").write_bytes(bytes(4 * MIB))
@@ -98,12 +103,14 @@ def test_a_sparse_image_on_a_full_disk_is_refused(devices: Devices, small_disk: 
     assert disk.read(devices.loop(file, read_only=True).node, 0, 4 * KIB) == bytes(4 * KIB)
 
 
+@pytest.mark.any_kernel
 def test_a_complete_image_on_a_full_disk_is_served(devices: Devices, small_disk: Path) -> None:
     file = disk.image(small_disk / "image", 4 * MIB, bytes(4 * MIB))
     disk.write(devices.loop(file).node, 0, b"here" * KIB)
     assert file.read_bytes()[: 4 * KIB] == b"here" * KIB
 
 
+@pytest.mark.any_kernel
 def test_a_sparse_image_on_a_nearly_full_disk_is_warned_about(
     devices: Devices, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -136,6 +136,7 @@ def test_its_state_file_and_socket_are_private(daemon: Daemon) -> None:
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
+@pytest.mark.any_kernel
 def test_the_end_is_logged(devices: Devices, scratch: Path) -> None:
     log = scratch / "log"
     device = devices.null(log=log)
@@ -143,6 +144,7 @@ def test_the_end_is_logged(devices: Devices, scratch: Path) -> None:
     until(lambda: f"/dev/ublkb{device.id} has ended" in log.read_text(), "the daemon logs its end")
 
 
+@pytest.mark.any_kernel
 def test_logs_of_later_devices_are_appended(devices: Devices, scratch: Path) -> None:
     log = scratch / "log"
     for dev_id in (3, 4):

@@ -59,6 +59,7 @@ def test_the_smallest_needs_nothing(devices: Devices) -> None:
     assert devices.adopt(0).status().to_dict()["io_desc_size"] == 24
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("size", "why"),
     [

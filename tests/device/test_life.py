@@ -47,6 +47,7 @@ def _add_foreign(dev_id: int) -> int:
 # -- adding ----------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_the_installed_program_adds_lists_and_deletes(devices: Devices) -> None:
     added = program.program("add", "-t", "null", "-n", "5")
     device = devices.adopt(5)
@@ -107,12 +108,14 @@ def test_more_queues_than_cpus(devices: Devices, caplog: pytest.LogCaptureFixtur
 # -- listing ---------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_list_without_devices() -> None:
     done = program.ublk("list")
     assert (done.status, done.out) == (0, "")
     assert "no ublk devices" in done.err
 
 
+@pytest.mark.any_kernel
 def test_list_columns(devices: Devices, scratch: Path) -> None:
     file = disk.image(scratch / "image", MIB)
     loop, null = devices.loop(file, queues=2), devices.null(depth=64)
@@ -124,6 +127,7 @@ def test_list_columns(devices: Devices, scratch: Path) -> None:
     assert len(lines) == 3
 
 
+@pytest.mark.any_kernel
 def test_list_details_are_laid_out_as_in_ublksrv(devices: Devices, scratch: Path) -> None:
     file = disk.image(scratch / "image", 2 * MIB)
     device = devices.loop(file, queues=2, depth=32, max_io_buf_bytes=64 << 10, offset=1 * MIB)
@@ -145,6 +149,7 @@ def test_list_details_are_laid_out_as_in_ublksrv(devices: Devices, scratch: Path
         assert re.fullmatch(regex, line), f"{line!r} is not {regex}"
 
 
+@pytest.mark.any_kernel
 def test_queue_threads_are_tasks_of_the_daemon(devices: Devices) -> None:
     device = devices.null(queues=2)
     known = device.status().known
@@ -155,6 +160,7 @@ def test_queue_threads_are_tasks_of_the_daemon(devices: Devices) -> None:
         assert Path(f"/proc/{device.pid}/task/{tid}").exists()
 
 
+@pytest.mark.any_kernel
 def test_affinity_is_what_the_threads_have_now(devices: Devices) -> None:
     device = devices.null()
     known = device.status().known
@@ -165,6 +171,7 @@ def test_affinity_is_what_the_threads_have_now(devices: Devices) -> None:
     assert f"affinity({other} )" in program.ublk("list", "-n", str(device.id)).out
 
 
+@pytest.mark.any_kernel
 def test_list_as_json(devices: Devices, scratch: Path) -> None:
     file = disk.image(scratch / "image", MIB)
     device = devices.loop(file)
@@ -178,6 +185,7 @@ def test_list_as_json(devices: Devices, scratch: Path) -> None:
     assert json.loads(program.ublk("list", "-n", "0", "--json").out)["device"] == listed
 
 
+@pytest.mark.any_kernel
 def test_list_of_a_missing_device() -> None:
     done = program.ublk("list", "-n", "7")
     assert (done.status, done.out) == (ExitCode.NO_DEVICE, "")
@@ -216,6 +224,7 @@ def test_a_state_file_of_an_earlier_device_is_not_believed(devices: Devices, scr
 # -- deleting --------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_del_of_a_missing_device() -> None:
     done = program.ublk("del", "-n", "7")
     assert (done.status, done.out) == (ExitCode.NO_DEVICE, "")
@@ -237,6 +246,7 @@ def test_del_all(devices: Devices, foreign: Device) -> None:
     assert inspect.device_ids() == []
 
 
+@pytest.mark.any_kernel
 def test_del_all_of_nothing() -> None:
     assert program.ublk("del", "-a").status == 0
 
@@ -519,6 +529,7 @@ def test_a_second_signal_does_not_disturb_the_end(devices: Devices) -> None:
     assert inspect.device_ids() == []
 
 
+@pytest.mark.any_kernel
 def test_children_of_another_do_not_disturb_the_foreground(devices: Devices) -> None:
     """It is their parent where it took the place of the program that started them, or is the first process."""
 
@@ -535,6 +546,7 @@ def test_children_of_another_do_not_disturb_the_foreground(devices: Devices) -> 
         assert command.result().status == 0
 
 
+@pytest.mark.any_kernel
 def test_the_foreground_says_what_it_added_as_json(devices: Devices) -> None:
     with program.foreground("-t", "null", "--json") as command:
         device = devices.adopt(0)

@@ -78,6 +78,7 @@ def open_file() -> Iterator[Callable[[Path], int]]:
         yield opened
 
 
+@pytest.mark.any_kernel
 def test_each_byte_comes_from_its_own_place(
     devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_stripe_over_three_files(
         assert legs[number % 3][at : at + chunk] == data[number * chunk : (number + 1) * chunk]
 
 
+@pytest.mark.any_kernel
 def test_an_error_in_the_middle_fails_the_request(
     devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
 ) -> None:
@@ -189,6 +191,7 @@ def test_python_answers_what_the_map_leaves_open(
     load.verify(device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-128k", "--size=8m")
 
 
+@pytest.mark.any_kernel
 def test_the_map_changes_and_is_asked_again(
     devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
 ) -> None:
@@ -225,6 +228,7 @@ def test_the_map_changes_and_is_asked_again(
     assert image[:65536] == data[SIZE - 65536 :]
 
 
+@pytest.mark.any_kernel
 def test_an_answer_that_leads_to_the_next_question(devices: Devices, scratch: Path, mode: str) -> None:
     """With one request in flight, nothing else would wake the queue."""
     asked: collections.Counter[tuple[Op, bool]] = collections.Counter()
@@ -245,6 +249,7 @@ def test_an_answer_that_leads_to_the_next_question(devices: Devices, scratch: Pa
         disk.read(device.node, start, 4096)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("error", "expected"), [(OSError(errno.ENOSPC, "full"), errno.ENOSPC), (ValueError("a bug"), errno.EIO)]
 )
@@ -284,6 +289,7 @@ def test_natively_means_without_python(devices: Devices, scratch: Path, way: str
     assert not asked.exists()
 
 
+@pytest.mark.any_kernel
 def test_memory(devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str) -> None:
     """The outer parts in a file, the inner one in memory that is a file's mapping."""
     fd = open_file(disk.image(scratch / "image", SIZE))
@@ -364,6 +370,7 @@ def test_a_write_goes_where_the_target_wants_it(
     )
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("mode", ["copy", "auto"])
 def test_waiting_for_what_is_on_its_way(devices: Devices, scratch: Path, mode: str) -> None:
     """A read of a slow disk is on its way when the map changes below it: that can be waited for."""

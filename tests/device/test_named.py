@@ -19,6 +19,7 @@ def file(scratch: Path) -> Path:
     return disk.image(scratch / "image", MIB)
 
 
+@pytest.mark.any_kernel
 def test_a_name_is_one_devices(devices: Devices) -> None:
     device = devices.null(name="disk")
     with pytest.raises(BusyError, match=rf"{device.node} has the name disk already, and process {device.pid} serves"):

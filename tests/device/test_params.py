@@ -140,6 +140,7 @@ def test_the_command_line(devices: Devices) -> None:
 # -- refusals --------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_what_the_backing_cannot(devices: Devices, scratch: Path) -> None:
     lower = devices.null(logical_block_size=4 * KIB)
     for options, status, message in (
@@ -318,6 +319,7 @@ def test_parameters_of_another_server() -> None:
         assert set(found) == {"basic", "discard", "devt"}
 
 
+@pytest.mark.any_kernel
 def test_parameters_of_no_device() -> None:
     done = program.ublk("params", "-n", "5")
     assert (done.status, done.out) == (ExitCode.NO_DEVICE, "")

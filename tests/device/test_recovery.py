@@ -76,6 +76,7 @@ def test_an_idle_device_is_recovered(devices: Devices, file: Path, recovery: str
     assert file.read_bytes()[: 3 * 512] == b"new" * 512
 
 
+@pytest.mark.any_kernel
 def test_the_installed_program_recovers(devices: Devices) -> None:
     device = devices.null(recovery="queue")
     device.kill_daemon()
@@ -252,6 +253,7 @@ def test_a_living_device(devices: Devices) -> None:
     assert device.state is State.LIVE
 
 
+@pytest.mark.any_kernel
 def test_a_missing_device() -> None:
     refused = program.ublk("recover", "-n", "7")
     assert (refused.status, refused.out) == (ExitCode.NO_DEVICE, "")
@@ -269,6 +271,7 @@ def _state_file(device: Device) -> Path:
     return state.RUN_DIR / f"{device.id}.json"
 
 
+@pytest.mark.any_kernel
 def test_a_missing_state_file(waiting: Device) -> None:
     _state_file(waiting).unlink()
     with pytest.raises(UblkError, match=r"its state file /run/ublkpy/0\.json is gone") as caught:
@@ -276,6 +279,7 @@ def test_a_missing_state_file(waiting: Device) -> None:
     assert "ublk del -n 0" in caught.value.hint
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     "damage",
     [

@@ -139,6 +139,7 @@ def test_force_cuts_what_is_in_use(can_resize: None, devices: Devices, scratch: 
     assert (size_of(device), file.stat().st_size) == (4 * MIB, 4 * MIB)
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("size", [0, 1000, 4 * MIB + 1])
 def test_blocks_are_whole(can_resize: None, devices: Devices, scratch: Path, size: int) -> None:
     lower = devices.loop(disk.image(scratch / "image", 8 * MIB))
@@ -210,11 +211,13 @@ def test_without_a_daemon(can_resize: None, devices: Devices) -> None:
         Api(device.id).resize(16 * MIB)
 
 
+@pytest.mark.any_kernel
 def test_no_such_device() -> None:
     refused = program.ublk("resize", "-n", "7", "1G")
     assert refused.status == ExitCode.NO_DEVICE
 
 
+@pytest.mark.any_kernel
 def test_a_device_from_python(devices: Devices, tmp_path: Path) -> None:
     """The class that Python programs use does what the command does."""
     file = tmp_path / "disk.yaml"

@@ -16,6 +16,8 @@ from . import disk, load
 from .devices import MIB, Device, Devices
 from .program import executable
 
+pytestmark = pytest.mark.any_kernel
+
 _BUILD = Path(__file__).parents[2] / "build" / "sanitized"
 
 

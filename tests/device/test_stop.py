@@ -85,6 +85,7 @@ def test_safe_refuses_whatever_is_open(devices: Devices) -> None:
     assert len(disk.read(device.node, 0, 4096)) == 4096
 
 
+@pytest.mark.any_kernel
 def test_safe_and_force() -> None:
     refused = program.ublk("stop", "-n", "0", "--safe", "--force")
     assert refused.status == ExitCode.USAGE
@@ -130,11 +131,13 @@ def test_what_cannot_be_started_yet_can_be_tried_again(devices: Devices, scratch
     assert device.status().info.state is State.LIVE
 
 
+@pytest.mark.any_kernel
 def test_nothing_to_start() -> None:
     refused = program.ublk("start", "-n", "3")
     assert (refused.status, refused.out) == (ExitCode.NO_DEVICE, "")
 
 
+@pytest.mark.any_kernel
 def test_the_daemon_hears_only_what_it_understands(devices: Devices) -> None:
     device = devices.null()
     for packet in (
@@ -177,6 +180,7 @@ def test_who_has_given_up_is_not_obeyed(devices: Devices, scratch: Path) -> None
     assert not state.read(device.id)
 
 
+@pytest.mark.any_kernel
 def test_the_socket_is_for_the_owner_alone(devices: Devices) -> None:
     path = state.channel_path(devices.null().id)
     assert path.stat().st_mode & 0o777 == 0o600

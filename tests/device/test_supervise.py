@@ -112,12 +112,14 @@ def test_it_ends_with_its_device(watched: Device, devices: Devices) -> None:
     assert wait_end(watcher, 20)
 
 
+@pytest.mark.any_kernel
 def test_not_in_the_foreground() -> None:
     refused = program.ublk("add", "-t", "null", "-r", "1", "--supervise", "--foreground")
     assert (refused.status, refused.out) == (ExitCode.USAGE, "")
     assert "--foreground excludes supervise" in refused.err
 
 
+@pytest.mark.any_kernel
 def test_not_without_recovery() -> None:
     refused = program.ublk("add", "-t", "null", "--supervise")
     assert (refused.status, refused.out) == (ExitCode.USAGE, "")

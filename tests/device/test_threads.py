@@ -243,6 +243,7 @@ def test_a_driver_that_binds_queues_to_threads(devices: Devices) -> None:
     assert "Linux 6.16" in refused.err
 
 
+@pytest.mark.any_kernel
 def test_more_threads_than_requests(devices: Devices) -> None:
     refused = program.ublk("add", "-t", "null", "-T", "3", "-d", "2")
     assert (refused.status, refused.out, inspect.device_ids()) == (ExitCode.USAGE, "", [])
