@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import add, channel, inspect, leftovers, server, state
+from ublkpy.daemon import add, channel, inspect, leftovers, run, server, state
 from ublkpy.daemon.ctrl import Control
 from ublkpy.errors import ExitCode
 from ublkpy.uring.queue import Memory, Queue
@@ -30,7 +30,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "the state file": (state, "write"),
     "the socket": (channel.Channel, "__init__"),
     "START_DEV": (Control, "start"),
-    "opening the block device": (add, "wait_node"),
+    "opening the block device": (run, "wait_node"),
 }
 
 
