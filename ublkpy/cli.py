@@ -323,17 +323,14 @@ def recover(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool) -> int:
 @several
 def upgrade(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool) -> int:
     """Replace the daemons of devices by new ones of this version, without a failed request."""
-    from ublkpy.daemon import inspect
-
-    def served() -> list[int]:
-        return [device.info.dev_id for device in inspect.list_devices() if device.known and device.pid]
+    from ublkpy.daemon.upgrade import candidates
 
     def upgrade_one(device: Device) -> None:
         stall = device.upgrade()
         how = "by its systemd unit" if stall is None else f"requests waited {stall * 1000:.0f} ms"
         _say(f"{device.node}: upgraded; {how}")
 
-    return _for_each(ids, numbers, served if every else None, upgrade_one)
+    return _for_each(ids, numbers, candidates if every else None, upgrade_one)
 
 
 @cli.command()

@@ -76,6 +76,8 @@ def _row(device: DeviceStatus, trouble: str | None) -> list[object]:
     note = f"no daemon; run: {device.advice}" if device.advice else trouble or ""
     if Feature.UNPRIVILEGED_DEV in info.flags and not known:
         note = "; ".join(filter(None, (f"of {user_name(info.owner_uid)}", note)))
+    if device.name:
+        note = "; ".join(filter(None, (f"named {device.name}", note)))
     return [
         info.dev_id,
         device.node,

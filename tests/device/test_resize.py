@@ -10,6 +10,7 @@ import pytest
 
 from ublkpy import Device as Api
 from ublkpy.daemon import inspect
+from ublkpy.daemon.channel import RESIZE, ask, held
 from ublkpy.daemon.recover import recover
 from ublkpy.errors import BusyError, ConfigError, ExitCode, UblkError
 from ublkpy.uring.uapi import Feature
@@ -232,3 +233,16 @@ def test_a_device_from_python(devices: Devices, tmp_path: Path) -> None:
     other = Api.add(configure("null", size=2 * MIB))
     devices.adopt(other.dev_id)
     assert Path(other.node).is_block_device()
+
+
+def test_only_one_at_a_time(can_resize: None, devices: Devices, scratch: Path) -> None:
+    """Two would cut the backing under the device that the other one made; nor may anybody else change it meanwhile."""
+    file = disk.image(scratch / "image", 8 * MIB)
+    device = devices.loop(file)
+    with held(device.id, RESIZE, 10), pytest.raises(BusyError, match="another command is about to resize the device"):
+        Api(device.id).resize(4 * MIB)
+    with held(device.id, RESIZE, 10), pytest.raises(UblkError, match="has another size by now"):
+        ask(device.id, "resize", 10, size=4 * MIB, done=True)
+    assert file.stat().st_size == 8 * MIB
+    Api(device.id).resize(4 * MIB)
+    assert (file.stat().st_size, device.status().size) == (4 * MIB, 4 * MIB)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import inspect, state
+from ublkpy.daemon import delete, inspect, state
 from ublkpy.daemon.channel import KEEP, held
 from ublkpy.errors import BusyError, ConfigError, ExitCode, UblkError
 from ublkpy.uring.uapi import Feature, State
@@ -159,6 +159,23 @@ def test_the_daemon_hears_only_what_it_understands(devices: Devices) -> None:
         silent.connect(str(state.channel_path(device.id)))
         Api(device.id).stop()
     assert device.status().info.state is State.DEAD
+
+
+@pytest.mark.logs
+def test_only_force_stops_a_daemon_that_does_not_answer(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ublkpy.daemon.stop._ANSWER", 1.0)
+    assert delete.stop.__kwdefaults__
+    monkeypatch.setitem(delete.stop.__kwdefaults__, "timeout", 3.0)
+    device = devices.null()
+    pid = device.pid
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(UblkError, match="does not answer within"):
+        Api(device.id).stop()
+    Api(device.id).stop(force=True)
+    assert not Path(f"/proc/{pid}").exists()
+    assert device.state is State.DEAD
+    Api(device.id).start()
+    assert device.status().info.state is State.LIVE
 
 
 def test_who_has_given_up_is_not_obeyed(devices: Devices, scratch: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from ublkpy import Device as Api
 from ublkpy.daemon import inspect, state
 from ublkpy.daemon.run import Start
-from ublkpy.errors import ExitCode, UblkError
+from ublkpy.errors import BusyError, ExitCode, UblkError
 from ublkpy.uring.uapi import Feature, State
 
 from . import disk, load, program
@@ -72,8 +73,11 @@ def test_the_command(can_quiesce: None, devices: Devices) -> None:
         f"{first.node}: upgraded",
         f"{second.node}: upgraded",
     ]
-    assert done.status == ExitCode.FAILED
-    assert f"device {third.id} was added without recovery" in done.err
+    assert done.status == 0
+    assert done.err == f"ublk: {third.node} stays as it is: ublk upgrade -n {third.id} says why\n"
+    refused = program.ublk("upgrade", "-n", str(third.id))
+    assert refused.status == ExitCode.FAILED
+    assert f"device {third.id} was added without recovery" in refused.err
 
 
 def test_what_watches_over_it_is_replaced_too(can_quiesce: None, devices: Devices) -> None:
@@ -87,6 +91,31 @@ def test_what_watches_over_it_is_replaced_too(can_quiesce: None, devices: Device
     pid = device.pid
     os.kill(pid, signal.SIGKILL)
     until(lambda: device.status().pid not in (None, pid), "it is brought back", 50)
+
+
+def test_requests_that_are_not_answered_delay_it(
+    can_quiesce: None, devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command gives up, the new daemon does not: there is no way back from QUIESCE_DEV. SIGTERM comes too early."""
+    monkeypatch.setattr("ublkpy.daemon.upgrade._DEADLINE", 3.0)
+    lower = devices.null()
+    upper = devices.loop(lower.node, recovery="reissue", log=scratch / "log")
+    old, below = upper.pid, lower.pid
+    os.kill(below, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(["dd", f"if={upper.node}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]) as client:
+            until(lambda: int(upper.queue("../inflight").split()[0]) == 1, "a request is on its way")
+            with pytest.raises(UblkError, match=r"not quiesced after 3 s: .* process \d+ takes over") as caught:
+                Api(upper.id).upgrade()
+            assert str(lower.node) in caught.value.hint
+            with pytest.raises(BusyError, match="another command is about to upgrade"):
+                Api(upper.id).upgrade()
+            os.kill(below, signal.SIGCONT)
+            assert client.wait(30) == 0
+    finally:
+        os.kill(below, signal.SIGCONT)
+    until(lambda: upper.status().pid not in (None, old) and upper.state is State.LIVE, "the new daemon serves", 50)
+    assert "requests wait" not in (scratch / "log").read_text()
 
 
 @pytest.mark.logs

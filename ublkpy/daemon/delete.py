@@ -124,8 +124,9 @@ def stop(dev_id: int, *, safe: bool = False, force: bool = False, timeout: float
     if safe:
         _try_stop(device)
     _stop_or_kill(device, timeout, force=force)
-    if server is not None:
-        wait_end(server, _DAEMON_EXIT)
+    if server is not None and not wait_end(server, _DAEMON_EXIT) and force:
+        log.warning("the daemon of device %d does not end: killing process %d", dev_id, server)
+        wait_end(server, _DAEMON_EXIT, kill=True)
 
 
 def delete_each(dev_ids: list[int], *, force: bool = False, wait: bool = True) -> list[UblkError]:

@@ -55,7 +55,7 @@ def prepare(dev_id: int) -> Start:
         config, mode = from_dump(known.config), MODES[known.mode]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(dev_id, e) from e
-    geometry = _when_released(dev_id, config.open)
+    geometry = _when_released(dev_id, lambda: reopen(dev_id, config))
     try:
         size = _check_same(device, geometry)
     except UblkError:
@@ -72,6 +72,19 @@ def prepare(dev_id: int) -> Start:
     return Start(plan, take_over)
 
 
+def reopen(dev_id: int, config: DeviceConfig) -> Geometry:
+    """Open the target of a device that there is. Raises UblkError; what helps a new device would be wrong for it."""
+    try:
+        return config.open()
+    except BusyError:
+        raise
+    except UblkError as e:
+        raise UblkError(
+            f"device {dev_id} cannot be served: {e.message}",
+            "bring back what it had, or mount what that is on; a new one would not have its data",
+        ) from e
+
+
 def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
     dev_id = device.info.dev_id
     if device.known is None:
@@ -86,7 +99,7 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
     if Feature.USER_RECOVERY not in device.info.flags:
         raise UblkError(
             f"device {dev_id} was added without recovery",
-            f"add it with -r 1 to be able to recover it; now only: ublk del -n {dev_id}",
+            f"serve it anew: ublk start -n {dev_id}; with --recovery queue or reissue it could be recovered",
         )
     if device.info.state == State.DEAD:
         raise UblkError(f"device {dev_id} is stopped", f"start it: ublk start -n {dev_id}")

@@ -54,21 +54,11 @@ def start(dev_id: int) -> DeviceConfig:
         raise state.damaged(dev_id, e) from e
 
     def clear() -> None:
-        try:
-            device = inspect.status(dev_id)
-        except NoDeviceError:
-            return
-        if device.known is None:
-            raise BusyError(f"another device has the id {dev_id} now", "ublk list shows it")
-        if device.pid is None:
-            wait_noticed(dev_id)
-            device = inspect.status(dev_id)
-        if device.info.state != State.DEAD:
-            raise BusyError(
-                f"device {dev_id} is not stopped: it is {device.info.state.name}", device.advice or "ublk list shows it"
-            )
-        delete.delete(dev_id, known.cookie, force=True)
+        """The old one makes place: only now, when all that can go wrong with the target has not."""
+        if _find_stopped(dev_id):
+            delete.delete(dev_id, known.cookie, force=True)
 
+    _find_stopped(dev_id)
     try:
         add(config, before=clear, again=True)
     except BaseException:
@@ -76,3 +66,25 @@ def start(dev_id: int) -> DeviceConfig:
             state.write(known)
         raise
     return config
+
+
+def _find_stopped(dev_id: int) -> bool:
+    """Whether the device is there; BusyError if it is not stopped."""
+    try:
+        device = inspect.status(dev_id)
+    except NoDeviceError:
+        return False
+    if device.known is None:
+        raise BusyError(f"another device has the id {dev_id} now", "ublk list shows it")
+    if (pid := device.pid) is not None:
+        raise BusyError(
+            f"device {dev_id} is not stopped: it is {device.info.state.name}, and process {pid} serves it",
+            "ublk list shows it",
+        )
+    wait_noticed(dev_id)
+    device = inspect.status(dev_id)
+    if device.info.state != State.DEAD:
+        raise BusyError(
+            f"device {dev_id} is not stopped: it is {device.info.state.name}", device.advice or "ublk list shows it"
+        )
+    return True

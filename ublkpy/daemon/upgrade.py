@@ -30,7 +30,7 @@ from ublkpy.daemon import inspect, run, state, unit
 from ublkpy.daemon.channel import UPGRADE, ask, held
 from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.notify import Manager
-from ublkpy.daemon.recover import prepare
+from ublkpy.daemon.recover import prepare, reopen
 from ublkpy.daemon.run import Start
 from ublkpy.daemon.server import Server
 from ublkpy.daemon.spawn import isolated, wait_end
@@ -148,6 +148,20 @@ def _unanswered(device: inspect.DeviceStatus, then: str) -> UblkError:
     )
 
 
+def candidates() -> list[int]:
+    """The devices of ours that are served and can be upgraded as they were added; of the others the log tells."""
+    found = []
+    for device in inspect.list_devices():
+        flags = device.info.flags
+        if not device.known or device.pid is None:
+            continue
+        if Feature.USER_RECOVERY not in flags or flags & (Feature.USER_RECOVERY_FAIL_IO | Feature.BATCH_IO):
+            log.info("%s stays as it is: ublk upgrade -n %d says why", device.node, device.info.dev_id)
+        else:
+            found.append(device.info.dev_id)
+    return found
+
+
 def _check(device: inspect.DeviceStatus) -> None:
     dev_id = device.info.dev_id
     if not device.known:
@@ -156,7 +170,8 @@ def _check(device: inspect.DeviceStatus) -> None:
         raise UblkError(f"device {dev_id} is {device.info.state.name}, and nobody serves it", device.advice)
     if Feature.USER_RECOVERY not in device.info.flags:
         raise UblkError(
-            f"device {dev_id} was added without recovery: it cannot be without a daemon", "add it with -r 1 or -i 1"
+            f"device {dev_id} was added without recovery: it cannot be without a daemon",
+            "add it anew with --recovery reissue or queue (in its YAML file, recovery: reissue)",
         )
     if Feature.QUIESCE not in inspect.features():
         raise UblkError(
@@ -182,7 +197,7 @@ def _rehearse(device: inspect.DeviceStatus) -> DeviceConfig:
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise state.damaged(device.info.dev_id, e) from e
     try:
-        config.open()
+        reopen(device.info.dev_id, config)
     except BusyError:  # by the daemon that there is
         return config
     config.target.close()

@@ -40,7 +40,7 @@ def test_live_daemon_needs_none() -> None:
 def test_device_without_recovery() -> None:
     with pytest.raises(UblkError, match="device 3 was added without recovery") as caught:
         _recoverable(replace(DEAD, info=replace(DEAD.info, flags=Feature(0))))
-    assert "ublk del -n 3" in caught.value.hint
+    assert "ublk start -n 3" in caught.value.hint
 
 
 def test_foreign_device(run_dir: Path) -> None:
@@ -75,7 +75,7 @@ def test_what_is_never_let_go_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(inspect, "status", lambda dev_id: DEAD)
     monkeypatch.setattr(recover, "_RELEASE_DEADLINE", 0.1)
-    with pytest.raises(UblkError, match="not free after 0.1 s: in use") as caught:
+    with pytest.raises(UblkError, match=r"not free after 0\.1 s: in use") as caught:
         recover._when_released(3, action)
     assert not isinstance(caught.value, BusyError)  # a service manager does not try such a one again
 
