@@ -56,7 +56,7 @@ class Channel:
             folders.listen(self._listener, self._path)
         except OSError as e:
             self._listener.close()
-            raise UblkError(f"cannot make the socket {self._path}: {os.strerror(e.errno or 0)}") from e
+            raise UblkError(f"cannot make the socket {self._path}: {e.strerror or e}") from e
 
     def fileno(self) -> int:
         """Readable when somebody has something to ask."""
@@ -107,12 +107,19 @@ class Channel:
                 raise UblkError("the daemon is of another version, and does not know this order")
             if _has_hung_up(client):
                 raise ConnectionAbortedError
-            return {"done": action(**order)}
+            return {"done": _obey(action, order)}
         except UblkError as e:
             return {"error": e.to_dict()}
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             _log.warning("an order that cannot be understood: %s", e)
             return {"error": UblkError(f"the daemon does not understand: {e}").to_dict()}
+
+
+def _obey(action: Callable[..., dict[str, Any]], order: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return action(**order)
+    except OSError as e:  # not one of the connection
+        raise UblkError(f"the daemon cannot do it: {e.strerror or e}", "its log may say more") from e
 
 
 def _has_hung_up(client: socket.socket) -> bool:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ublkpy.daemon import inspect, state
 from ublkpy.daemon.delete import delete
+from ublkpy.daemon.udev import OWNED_DEADLINE
 from ublkpy.daemon.users import openers
 from ublkpy.errors import DriverError, NoDeviceError, UblkError
-from ublkpy.uring.uapi import State
+from ublkpy.uring.uapi import Feature, State
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ def dead_devices() -> list[int]:
     """
     found = _unserved()
     if found:
-        time.sleep(_SETTLE)
+        # That of a user may be waiting for udev.
+        unprivileged = any(_is_unprivileged(dev_id) for dev_id in found)
+        time.sleep(OWNED_DEADLINE if unprivileged else _SETTLE)
     again = _unserved()
     return [dev_id for dev_id, incarnation in found.items() if again.get(dev_id) == incarnation]
 
@@ -53,8 +56,9 @@ def clear() -> list[UblkError]:
         except UblkError as e:
             errors.append(e)
     for path in stale_files():
-        path.unlink(missing_ok=True)
-        log.info("removed %s", path)
+        if not _belongs(int(path.name.partition(".")[0])):  # that of an add which has just begun
+            path.unlink(missing_ok=True)
+            log.info("removed %s", path)
     return errors
 
 
@@ -67,6 +71,13 @@ def _unserved() -> dict[int, int | None]:
         if device.info.state == State.DEAD and device.pid is None and not stopped and not openers(dev_id):
             found[dev_id] = inspect.incarnation(dev_id)
     return found
+
+
+def _is_unprivileged(dev_id: int) -> bool:
+    try:
+        return Feature.UNPRIVILEGED_DEV in inspect.status(dev_id).info.flags
+    except (NoDeviceError, DriverError):
+        return False
 
 
 def _belongs(dev_id: int) -> bool:

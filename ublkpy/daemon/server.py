@@ -36,7 +36,7 @@ from dataclasses import replace
 from typing import Any
 
 from ublkpy.daemon import end, inspect, log, resize, state, udev
-from ublkpy.daemon.channel import KEEP, Channel, Orders
+from ublkpy.daemon.channel import KEEP, UPGRADE, Channel, Orders
 from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.notify import Manager
@@ -147,7 +147,7 @@ class Server:
             signal.raise_signal(signal.SIGTERM)
 
     def serve(self, info: DevInfo) -> int:
-        """Until the driver has taken the device back. Returns the exit status.
+        """Until the driver has taken the device back. Returns the exit status: 1 if the device goes on without anybody.
 
         With a service manager, a device in use is tried again until it is free, and never ended by force: it asks
         a second time without having been told to.
@@ -170,15 +170,19 @@ class Server:
                 self._start_helper(info.dev_id, force=force)
             self._check_workers()
         self._check_workers()
-        kept = self._is_kept(info)
+        held = self._channel is not None and (self._channel.is_held(KEEP) or self._channel.is_held(UPGRADE))
+        stays = self._stays(info, held)
         self._hang_up()
         # Before the character device is closed: then the id, and the file with it, can be another's.
-        if kept:
-            self._save(kept=True)
+        if stays:
+            self._save(kept=held)
         else:
             state.remove(info.dev_id, self._plan.cookie)
         self._close()
         self._wait_helper()
+        if stays and not held:
+            _log.error("/dev/ublkb%d waits for another daemon, and nobody is about to start one", info.dev_id)
+            return 1
         _log.info("/dev/ublkb%d has ended", info.dev_id)
         return 0
 
@@ -364,9 +368,8 @@ class Server:
                 logging.shutdown()
                 os._exit(1)
 
-    def _is_kept(self, info: DevInfo) -> bool:
-        """Whether the device that we served goes on: it waits for another daemon, or is held by who stopped it."""
-        held = self._channel is not None and self._channel.is_held(KEEP)
+    def _stays(self, info: DevInfo, held: bool) -> bool:
+        """Whether the device that we served goes on: it waits for another daemon, or who stopped it holds it."""
         if not held and Feature.QUIESCE not in info.flags:
             return False
         try:

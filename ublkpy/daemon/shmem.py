@@ -111,7 +111,7 @@ class Sharing:
             folders.listen(self._listener, self._path)
         except OSError as e:
             self._stop_listening()
-            raise UblkError(f"cannot make the socket {self._path}: {os.strerror(e.errno or 0)}") from e
+            raise UblkError(f"cannot make the socket {self._path}: {e.strerror or e}") from e
         except UblkError as e:
             self._stop_listening()
             raise UblkError(f"cannot make the socket {self._path}: {e.message}", e.hint) from e

@@ -27,7 +27,7 @@ from functools import partial
 
 from ublkpy.config import DeviceConfig, from_dump
 from ublkpy.daemon import inspect, run, state, unit
-from ublkpy.daemon.channel import UPGRADE, ask, held
+from ublkpy.daemon.channel import KEEP, UPGRADE, ask, held
 from ublkpy.daemon.ctrl import Control
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.recover import prepare, reopen
@@ -55,10 +55,12 @@ def quiesce(dev_id: int) -> None:
     """
     device = inspect.status(dev_id)
     _check(device)
-    ask(dev_id, "service", _ANSWER)  # one that does not answer would not end either
     deadline = time.monotonic() + _DEADLINE
     try:
-        isolated(f"device {dev_id} to be quiesced", lambda: _hold_up(dev_id, deadline), _DEADLINE + _ANSWER)
+        with held(dev_id, KEEP, _ANSWER):  # one that does not answer would not end either
+            isolated(f"device {dev_id} to be quiesced", lambda: _hold_up(dev_id, deadline), _DEADLINE + _ANSWER)
+            if device.pid is not None:
+                wait_end(device.pid, _EXIT)
     except TimeoutError as e:
         raise _unanswered(device, f"it can be recovered when it has, or when process {device.pid} is killed") from e
 
@@ -112,9 +114,9 @@ def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
             )
         since = time.monotonic()
         _hold_up(dev_id, math.inf)
-    if not wait_end(old, _EXIT):
-        log.warning("the old daemon has no requests left, but does not end: killing process %d", old)
-        wait_end(old, _EXIT, kill=True)
+        if not wait_end(old, _EXIT):
+            log.warning("the old daemon has no requests left, but does not end: killing process %d", old)
+            wait_end(old, _EXIT, kill=True)
     start = prepare(dev_id)
 
     def bring_up(server: Server) -> DevInfo:
