@@ -118,6 +118,30 @@ def test_requests_that_are_not_answered_delay_it(
     assert "requests wait" not in (scratch / "log").read_text()
 
 
+def test_a_new_daemon_that_dies_while_it_waits(
+    can_quiesce: None, devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver has taken tags by then: the old one ends when it has answered, and a supervisor goes on."""
+    monkeypatch.setattr("ublkpy.daemon.upgrade._DEADLINE", 2.0)
+    lower = devices.null()
+    config = configure("loop", file=lower.node, recovery="reissue", supervise=True, log=scratch / "log")
+    upper = devices.adopt(Api.add(config).dev_id)
+    old, below = upper.pid, lower.pid
+    os.kill(below, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(["dd", f"if={upper.node}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]) as client:
+            until(lambda: int(upper.queue("../inflight").split()[0]) == 1, "a request is on its way")
+            with pytest.raises(UblkError, match=r"process \d+ takes over") as caught:
+                Api(upper.id).upgrade()
+            os.kill(int(caught.value.message.split("process ")[1].split()[0]), signal.SIGKILL)
+            os.kill(below, signal.SIGCONT)
+            assert client.wait(30) == 0
+    finally:
+        os.kill(below, signal.SIGCONT)
+    until(lambda: upper.status().pid not in (None, old) and upper.state is State.LIVE, "it is brought back", 50)
+    assert len(disk.read(upper.node, 0, 4096)) == 4096
+
+
 @pytest.mark.logs
 def test_after_a_new_daemon_that_fails_a_supervisor_goes_on(
     can_quiesce: None, devices: Devices, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,7 @@ class Channel:
     def __init__(self, dev_id: int, orders: Orders) -> None:
         self._orders = {**orders, _HOLD: self._check_hold}
         self._holders: list[tuple[str, socket.socket]] = []
+        self.has_lost_holder = False
         self._path = state.channel_path(dev_id)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
@@ -82,6 +83,7 @@ class Channel:
         for holder in [holder for holder in self._holders if _has_hung_up(holder[1])]:
             self._holders.remove(holder)
             holder[1].close()
+            self.has_lost_holder = True
         return what in [kind for kind, _ in self._holders]
 
     def _check_hold(self, what: str) -> dict[str, Any]:

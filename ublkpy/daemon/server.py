@@ -161,6 +161,7 @@ class Server:
             asked = self._woken(timeout) or asked  # also what is said while the helper runs
             manager.alive()
             self._pulse.look()
+            self._check_holders()
             self._check_helper()
             if (asked or again) and self._helper is None:
                 manager.stopping(f"waiting for the end of /dev/ublkb{info.dev_id}")
@@ -367,6 +368,19 @@ class Server:
                 _log.critical("queue %d failed: giving the device up", worker.q_id, exc_info=worker.error)
                 logging.shutdown()
                 os._exit(1)
+
+    def _check_holders(self) -> None:
+        """Who quiesces a device and dies leaves it without some of its tags: new requests would wait for ever.
+
+        When those that we have are answered, only our end brings it any further.
+        """
+        if self._channel is None or self._channel.is_held(UPGRADE) or not self._channel.has_lost_holder:
+            return
+        lost = any(worker.has_lost_tags() for worker in self._workers)
+        if lost and not any(worker.is_waiting() for worker in self._workers):
+            _log.critical("who was about to go on with the device is gone: giving it up")
+            logging.shutdown()
+            os._exit(1)
 
     def _stays(self, info: DevInfo, held: bool) -> bool:
         """Whether the device that we served goes on: it waits for another daemon, or who stopped it holds it."""

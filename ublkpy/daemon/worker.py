@@ -83,6 +83,11 @@ class Worker(threading.Thread):
         with self._releasing:
             return self._queue is not None and self._queue.is_waiting()
 
+    def has_lost_tags(self) -> bool:
+        """Whether the driver has taken tags back: it begins to take the device. Any thread."""
+        with self._releasing:
+            return self._queue is None or self._queue.has_lost_tags()
+
     def _serve(self) -> None:
         # Signals are the main thread's.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -242,6 +242,7 @@ struct uq_options {
 struct uq_memory { ...; };
 
 struct uq_queue {
+    uint32_t live;
     uint64_t errors;
     uint32_t error_op;
     int32_t error_res;

@@ -153,6 +153,7 @@ class Queue:
             options.metadata = target_map.metadata.to_c()
         options.shared = shared.c if shared else ffi.NULL
         check(lib.uq_init(self._queue, options, memory.c, target_map.c), f"set-up of queue {memory.q_id}")
+        self._tags = int(self._queue.live)
 
     def run(self) -> IoError | list[Request] | None:
         """Serve requests with the GIL released. None: the driver took all tags back.
@@ -177,6 +178,10 @@ class Queue:
     def is_waiting(self) -> bool:
         """Whether there are requests without an answer. Any thread; not after ``close``."""
         return bool(lib.uq_is_waiting(self._queue))
+
+    def has_lost_tags(self) -> bool:
+        """Whether the driver has taken some back. Any thread."""
+        return int(self._queue.live) < self._tags
 
     def close(self) -> None:
         """Release the ring."""
