@@ -242,7 +242,7 @@ def test_a_device_added_without_recovery(devices: Devices) -> None:
     refused = program.ublk("recover", "-n", str(device.id))
     assert (refused.status, refused.out) == (ExitCode.FAILED, "")
     assert "added without recovery" in refused.err
-    assert f"ublk del -n {device.id}" in refused.err
+    assert f"ublk start -n {device.id}" in refused.err
 
 
 def test_a_living_device(devices: Devices) -> None:
