@@ -27,6 +27,14 @@ def close_inherited_files() -> None:
                 os.close(fd)
 
 
+def close_files(spared: int) -> None:
+    """Close all but the standard streams and one other: what the caller closes, a lock or a socket, shall be closed."""
+    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if fd > 2 and fd != spared:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
 def redirect_streams(stderr: int | None = None) -> None:
     """Point stdin and stdout at nothing, and stderr at a file or at nothing, too."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

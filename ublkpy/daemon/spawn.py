@@ -37,6 +37,9 @@ class Ready:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    def fileno(self) -> int:
+        return self._fd
+
     def log(self, record: logging.LogRecord) -> None:
         """Have the command log this; nobody may be there to do it."""
         with contextlib.suppress(BrokenPipeError):
@@ -201,8 +204,8 @@ def _wait_while(child: Child, timeout: float, progress: Callable[[], object], en
 
 
 def _report(action: Callable[[], object], ready: Ready) -> int:
-    process.close_inherited_files()
     process.redirect_streams()
+    process.close_files(ready.fileno())
     logging.getLogger().handlers[:] = [_Forward(ready)]
     try:
         result = action()
