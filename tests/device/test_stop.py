@@ -198,6 +198,17 @@ def test_who_has_given_up_is_not_obeyed(devices: Devices, scratch: Path) -> None
 
 
 @pytest.mark.any_kernel
+def test_a_stop_that_was_refused_changes_no_end_that_comes_later(devices: Devices, scratch: Path) -> None:
+    """The device loses its tags then, queue by queue, as one that somebody began to quiesce."""
+    device = devices.null(queues=2, recovery="queue", log=scratch / "log")
+    with held_open(device.node, os.O_RDONLY | os.O_EXCL), pytest.raises(BusyError):
+        Api(device.id).stop()
+    devices.remove(device)
+    assert "giving it up" not in (scratch / "log").read_text()
+    assert "has ended" in (scratch / "log").read_text()
+    assert not state.read(device.id)
+
+
 def test_the_socket_is_for_the_owner_alone(devices: Devices) -> None:
     path = state.channel_path(devices.null().id)
     assert path.stat().st_mode & 0o777 == 0o600

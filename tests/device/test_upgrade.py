@@ -118,6 +118,27 @@ def test_requests_that_are_not_answered_delay_it(
     assert "requests wait" not in (scratch / "log").read_text()
 
 
+def test_a_quiesce_that_takes_too_long_says_what_comes(
+    can_quiesce: None, devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ublkpy.daemon.upgrade._DEADLINE", 2.0)
+    lower = devices.null()
+    upper = devices.loop(lower.node, recovery="reissue", log=scratch / "log")
+    below = lower.pid
+    os.kill(below, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(["dd", f"if={upper.node}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"]) as client:
+            until(lambda: int(upper.queue("../inflight").split()[0]) == 1, "a request is on its way")
+            with pytest.raises(UblkError, match=r"not quiesced after 2 s: .* it can be recovered when it has"):
+                Api(upper.id).quiesce()
+            os.kill(below, signal.SIGCONT)
+            assert client.wait(30) == 0
+    finally:
+        os.kill(below, signal.SIGCONT)
+    until(lambda: upper.status().is_waiting and upper.state is State.QUIESCED, "its daemon has ended")
+    Api(upper.id).recover()
+
+
 def test_a_new_daemon_that_dies_while_it_waits(
     can_quiesce: None, devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

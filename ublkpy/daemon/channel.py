@@ -50,7 +50,7 @@ class Channel:
     def __init__(self, dev_id: int, orders: Orders) -> None:
         self._orders = {**orders, _HOLD: self._check_hold}
         self._holders: list[tuple[str, socket.socket]] = []
-        self.has_lost_holder = False
+        self.has_lost_holder = False  # one that was about to go on with the device
         self._path = state.channel_path(dev_id)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
@@ -83,7 +83,7 @@ class Channel:
         for holder in [holder for holder in self._holders if _has_hung_up(holder[1])]:
             self._holders.remove(holder)
             holder[1].close()
-            self.has_lost_holder = True
+            self.has_lost_holder |= holder[0] in (KEEP, UPGRADE)
         return what in [kind for kind, _ in self._holders]
 
     def _check_hold(self, what: str) -> dict[str, Any]:

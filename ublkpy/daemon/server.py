@@ -161,7 +161,7 @@ class Server:
             asked = self._woken(timeout) or asked  # also what is said while the helper runs
             manager.alive()
             self._pulse.look()
-            self._check_holders()
+            self._check_holders(info)
             self._check_helper()
             if (asked or again) and self._helper is None:
                 manager.stopping(f"waiting for the end of /dev/ublkb{info.dev_id}")
@@ -171,7 +171,7 @@ class Server:
                 self._start_helper(info.dev_id, force=force)
             self._check_workers()
         self._check_workers()
-        held = self._channel is not None and (self._channel.is_held(KEEP) or self._channel.is_held(UPGRADE))
+        held = self._is_held()
         stays = self._stays(info, held)
         self._hang_up()
         # Before the character device is closed: then the id, and the file with it, can be another's.
@@ -369,15 +369,21 @@ class Server:
                 logging.shutdown()
                 os._exit(1)
 
-    def _check_holders(self) -> None:
+    def _is_held(self) -> bool:
+        """Whether somebody is about to go on with the device."""
+        return self._channel is not None and (self._channel.is_held(KEEP) or self._channel.is_held(UPGRADE))
+
+    def _check_holders(self, info: DevInfo) -> None:
         """Who quiesces a device and dies leaves it without some of its tags: new requests would wait for ever.
 
-        When those that we have are answered, only our end brings it any further.
+        When those that we have are answered, only our end brings it any further. A device that is stopped loses its
+        tags, too, but is DEAD before that.
         """
-        if self._channel is None or self._channel.is_held(UPGRADE) or not self._channel.has_lost_holder:
+        if self._is_held() or self._channel is None or not self._channel.has_lost_holder:
             return
-        lost = any(worker.has_lost_tags() for worker in self._workers)
-        if lost and not any(worker.is_waiting() for worker in self._workers):
+        if not any(worker.has_lost_tags() for worker in self._workers):
+            return
+        if not any(worker.is_waiting() for worker in self._workers) and self._stays(info, held=False):
             _log.critical("who was about to go on with the device is gone: giving it up")
             logging.shutdown()
             os._exit(1)

@@ -56,13 +56,19 @@ def quiesce(dev_id: int) -> None:
     device = inspect.status(dev_id)
     _check(device)
     deadline = time.monotonic() + _DEADLINE
+    late = _unanswered(device, f"it can be recovered when it has, or when process {device.pid} is killed")
+
+    def hold_up() -> None:
+        if not _hold_up(dev_id, deadline):
+            raise late
+
     try:
         with held(dev_id, KEEP, _ANSWER):  # one that does not answer would not end either
-            isolated(f"device {dev_id} to be quiesced", lambda: _hold_up(dev_id, deadline), _DEADLINE + _ANSWER)
+            isolated(f"device {dev_id} to be quiesced", hold_up, _DEADLINE + _ANSWER)
             if device.pid is not None:
                 wait_end(device.pid, _EXIT)
     except TimeoutError as e:
-        raise _unanswered(device, f"it can be recovered when it has, or when process {device.pid} is killed") from e
+        raise late from e
 
 
 def upgrade(dev_id: int) -> float | None:
@@ -127,18 +133,19 @@ def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
     return Start(start.plan, bring_up, manager, since)
 
 
-def _hold_up(dev_id: int, deadline: float) -> None:
+def _hold_up(dev_id: int, deadline: float) -> bool:
     """Again and again: with all tags busy the driver takes none back, and does not look again (uapi, QUIESCE_DEV).
 
-    TimeoutError at the deadline; what the driver took stays taken.
+    False at the deadline; what the driver took stays taken.
     """
     began = time.monotonic()
     with Control() as control:
         while control.info(dev_id).state == State.LIVE:
             if (now := time.monotonic()) > deadline:
-                raise TimeoutError
+                return False
             control.quiesce(dev_id, _ROUND)
             time.sleep(_SOON if now < began + _ROUND else _LATER)
+    return True
 
 
 def _unanswered(device: inspect.DeviceStatus, then: str) -> UblkError:
