@@ -10,7 +10,7 @@ import os
 import sys
 
 from ublkpy.config import DeviceConfig, DeviceOptions
-from ublkpy.daemon.add import add
+from ublkpy.life.add import add
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.uring.map import Extent, File, Map, Routing
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ublkpy.daemon import inspect
-from ublkpy.daemon.ctrl import CONTROL
+from ublkpy.driver import inspect
+from ublkpy.driver.ctrl import CONTROL
 from ublkpy.errors import UblkError
 
 

@@ -154,7 +154,7 @@ def add(
     **values: Any,
 ) -> int:
     """Add a device and print its node, /dev/ublkbN, once it can be used."""
-    from ublkpy.daemon.foreground import serve
+    from ublkpy.life.foreground import serve
 
     said = config.Draft(target_type=ctx.meta[TARGET] if target_type else None)
     for param in ctx.command.get_params(ctx):
@@ -184,7 +184,7 @@ def add(
 
 def _show_added(dev_id: int, as_json: bool) -> None:
     """Print the device; UblkError if that fails, because a device that nobody knows of must not stay."""
-    from ublkpy.daemon import inspect
+    from ublkpy.driver import inspect
 
     text = render.to_json({"device": inspect.status(dev_id).to_dict()}) if as_json else f"/dev/ublkb{dev_id}"
     try:
@@ -248,8 +248,9 @@ for _opt in config.DeviceOptions.options.values():
 @click.option("--async", "no_wait", is_flag=True, help="do not wait until the id is free")
 def delete(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool, dead: bool, force: bool, no_wait: bool) -> int:
     """Stop and delete devices."""
-    from ublkpy.daemon import ctrl, inspect, leftovers
-    from ublkpy.daemon.delete import delete_each
+    from ublkpy.driver import ctrl, inspect
+    from ublkpy.driver.delete import delete_each
+    from ublkpy.life import leftovers
 
     if [every, dead, bool(ids or numbers)].count(True) != 1:
         raise click.UsageError("name the devices, or say -a for all of them (not both), or --dead")
@@ -276,7 +277,9 @@ def _status_of(errors: list[UblkError]) -> int:
 @json_option
 def list_(dev_id: int | None, as_json: bool) -> None:
     """Show the devices."""
-    from ublkpy.daemon import inspect, leftovers, pulse
+    from ublkpy.daemon import pulse
+    from ublkpy.driver import inspect
+    from ublkpy.life import leftovers
 
     if dev_id is not None:
         device = inspect.status(dev_id)
@@ -307,7 +310,7 @@ def list_(dev_id: int | None, as_json: bool) -> None:
 @several
 def recover(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool) -> int:
     """Start a new daemon for devices whose daemon died."""
-    from ublkpy.daemon import inspect
+    from ublkpy.driver import inspect
 
     def waiting() -> list[int]:
         return [device.info.dev_id for device in inspect.list_devices() if device.is_waiting]
@@ -323,7 +326,7 @@ def recover(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool) -> int:
 @several
 def upgrade(ids: tuple[int, ...], numbers: tuple[int, ...], every: bool) -> int:
     """Replace the daemons of devices by new ones of this version, without a failed request."""
-    from ublkpy.daemon.upgrade import candidates
+    from ublkpy.life.upgrade import candidates
 
     def upgrade_one(device: Device) -> None:
         stall = device.upgrade()
@@ -384,7 +387,7 @@ def _for_each(
     action: Callable[[Device], None],
 ) -> int:
     """Do it for all that are named, or for ``every`` one that there is, and go on after what fails."""
-    from ublkpy.daemon import ctrl
+    from ublkpy.driver import ctrl
 
     if bool(every) == bool(ids or numbers):
         raise click.UsageError("name the devices, or say -a for all of them (not both)")
@@ -422,7 +425,7 @@ def params(dev_id: int, as_json: bool) -> None:
 @json_option
 def features(as_json: bool) -> None:
     """Show what this kernel's driver can do; on a terminal, also what it cannot."""
-    from ublkpy.daemon import inspect
+    from ublkpy.driver import inspect
 
     found = inspect.features()
     click.echo(render.features_json(found) if as_json else render.features(found, every=sys.stdout.isatty()))
@@ -436,7 +439,7 @@ def udev_() -> None:
 @udev_.command("install")
 def udev_install() -> None:
     """Make the group ublk and give udev the rules for unprivileged devices; as root, once."""
-    from ublkpy.daemon import udev
+    from ublkpy.driver import udev
 
     click.echo("\n".join(udev.install()))
 
@@ -444,7 +447,7 @@ def udev_install() -> None:
 @udev_.command("remove")
 def udev_remove() -> None:
     """Take the rules away again."""
-    from ublkpy.daemon import udev
+    from ublkpy.driver import udev
 
     click.echo("\n".join(udev.remove()))
 

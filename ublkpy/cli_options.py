@@ -126,7 +126,7 @@ def options_of(target: str) -> list[Declared]:
 
 
 def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from ublkpy.daemon import inspect
+    from ublkpy.driver import inspect
 
     return [CompletionItem(str(n)) for n in inspect.device_ids() if str(n).startswith(incomplete)]
 
@@ -150,7 +150,7 @@ class _DeviceId(click.ParamType[int]):
             return dev_id
         if ctx and ctx.resilient_parsing:  # completion must not talk
             return -1
-        from ublkpy.daemon.named import find
+        from ublkpy.life.named import find
 
         return find(text).info.dev_id
 

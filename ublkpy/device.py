@@ -23,7 +23,7 @@ from ublkpy.errors import NoDeviceError
 
 if TYPE_CHECKING:
     from ublkpy.config import DeviceConfig
-    from ublkpy.daemon.inspect import DeviceStatus
+    from ublkpy.driver.inspect import DeviceStatus
     from ublkpy.uring.uapi import ParamGroups
 
 # Each method imports what it needs: the command starts quicker.
@@ -42,7 +42,7 @@ class Device:
         ``on_ready`` is called with the id once the node can be opened; what it raises takes the device back.
         """
         from ublkpy.config import DeviceConfig, Draft, build, read_yaml
-        from ublkpy.daemon.add import add
+        from ublkpy.life.add import add
 
         config = what if isinstance(what, DeviceConfig) else build(Draft(), read_yaml(Path(what)))
         device = cls(add(config, on_ready))
@@ -52,7 +52,7 @@ class Device:
     @classmethod
     def all(cls) -> list[Device]:
         """The devices of every server, by id."""
-        from ublkpy.daemon.inspect import device_ids
+        from ublkpy.driver.inspect import device_ids
 
         return [cls(dev_id) for dev_id in device_ids()]
 
@@ -71,19 +71,19 @@ class Device:
 
     def status(self) -> DeviceStatus:
         """What the driver and the daemon say of it; ``status().to_dict()`` is the object of ``ublk list --json``."""
-        from ublkpy.daemon.inspect import status
+        from ublkpy.driver.inspect import status
 
         return status(self.dev_id)
 
     def params(self) -> ParamGroups:
         """The parameters of its disk as the driver holds them, with the kernel's names and units, in groups."""
-        from ublkpy.daemon.inspect import params
+        from ublkpy.driver.inspect import params
 
         return params(self.dev_id)
 
     def delete(self, *, force: bool = False, wait: bool = True) -> None:
         """Stop and delete it. BusyError if it is in use, unless ``force``, which also kills a stuck daemon."""
-        from ublkpy.daemon.delete import delete
+        from ublkpy.driver.delete import delete
 
         delete(self.dev_id, force=force, wait=wait)
 
@@ -92,25 +92,25 @@ class Device:
 
         BusyError if it is in use, unless ``force``; with ``safe``, also if anybody has it open.
         """
-        from ublkpy.daemon.stop import stop
+        from ublkpy.life.stop import stop
 
         stop(self.dev_id, safe=safe, force=force)
 
     def start(self) -> None:
         """Serve it again after ``stop``, or after its daemon died without recovery."""
-        from ublkpy.daemon.stop import start
+        from ublkpy.life.stop import start
 
         self._supervise(start(self.dev_id))
 
     def recover(self) -> None:
         """Start a new daemon for it, after the old one died or it was quiesced."""
-        from ublkpy.daemon.recover import recover
+        from ublkpy.life.recover import recover
 
         self._supervise(recover(self.dev_id))
 
     def quiesce(self) -> None:
         """Have requests wait, and the daemon end, until ``recover``."""
-        from ublkpy.daemon.upgrade import quiesce
+        from ublkpy.life.upgrade import quiesce
 
         quiesce(self.dev_id)
 
@@ -119,8 +119,8 @@ class Device:
 
         None if a systemd unit did it, whose daemon it was.
         """
-        from ublkpy.daemon import supervise
-        from ublkpy.daemon.upgrade import upgrade
+        from ublkpy.life import supervise
+        from ublkpy.life.upgrade import upgrade
 
         seconds = upgrade(self.dev_id)
         supervise.renew(self.dev_id)
@@ -128,18 +128,18 @@ class Device:
 
     def resize(self, size: int, *, force: bool = False) -> None:
         """Give it, and its backing where that can, so many bytes. BusyError for a cut in use, unless ``force``."""
-        from ublkpy.daemon.resize import resize
+        from ublkpy.life.resize import resize
 
         resize(self.dev_id, size, force=force)
 
     def set_affinity(self, q_id: int, cpus: Collection[int]) -> None:
         """Have the threads of a queue run on these CPUs, for as long as the daemon lives."""
-        from ublkpy.daemon.affinity import set_affinity
+        from ublkpy.life.affinity import set_affinity
 
         set_affinity(self.dev_id, q_id, cpus)
 
     def _supervise(self, config: DeviceConfig) -> None:
         if config.device.supervise:
-            from ublkpy.daemon.supervise import supervise
+            from ublkpy.life.supervise import supervise
 
             supervise(self.dev_id)

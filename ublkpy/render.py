@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from ublkpy.daemon.inspect import DeviceStatus, thread_affinity
+from ublkpy.driver.inspect import DeviceStatus, thread_affinity
 from ublkpy.folders import user_name
 from ublkpy.tgt.options import SECTOR, format_size
 from ublkpy.uring.integrity import Csum

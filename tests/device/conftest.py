@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import inspect
-from ublkpy.daemon.ctrl import CONTROL
+from ublkpy.driver import inspect
+from ublkpy.driver.ctrl import CONTROL
 from ublkpy.uring.mode import MODES
 
 from . import kernel, traces

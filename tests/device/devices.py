@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ublkpy.config import DeviceConfig, DeviceOptions, Draft, build
-from ublkpy.daemon import inspect
-from ublkpy.daemon.add import add
-from ublkpy.daemon.delete import delete
-from ublkpy.daemon.spawn import wait_end
+from ublkpy.driver import inspect
+from ublkpy.driver.delete import delete
 from ublkpy.errors import NoDeviceError
+from ublkpy.life.add import add
+from ublkpy.system.spawn import wait_end
 from ublkpy.uring.uapi import State
 
 MIB = 1 << 20

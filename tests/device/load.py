@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ublkpy.daemon.delete import delete
+from ublkpy.driver.delete import delete
 
 from .devices import Device, until
 

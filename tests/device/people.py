@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import udev
-from ublkpy.daemon.ctrl import CONTROL
+from ublkpy.driver import udev
+from ublkpy.driver.ctrl import CONTROL
 
 from . import program
 from .devices import until

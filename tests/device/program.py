@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ublkpy import cli
-from ublkpy.daemon.spawn import wait_end
+from ublkpy.system.spawn import wait_end
 
 from .devices import until
 

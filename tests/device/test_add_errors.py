@@ -13,9 +13,9 @@ import pytest
 
 import ublkpy.tgt.loop
 import ublkpy.tgt.null  # noqa: F401 - loaded here, because an ordinary user might not be able to
-from ublkpy.daemon import inspect, state
-from ublkpy.daemon.ctrl import CONTROL
-from ublkpy.daemon.state import RUN_DIR
+from ublkpy.driver import inspect, state
+from ublkpy.driver.ctrl import CONTROL
+from ublkpy.driver.state import RUN_DIR
 from ublkpy.errors import ExitCode
 from ublkpy.uring.uapi import State
 

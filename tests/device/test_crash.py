@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import add, channel, inspect, leftovers, run, server, state
-from ublkpy.daemon.ctrl import Control
+from ublkpy.daemon import channel, run, server
+from ublkpy.driver import inspect, state
+from ublkpy.driver.ctrl import Control
 from ublkpy.errors import ExitCode
+from ublkpy.life import add, leftovers
 from ublkpy.uring.queue import Memory, Queue
 from ublkpy.uring.uapi import State
 

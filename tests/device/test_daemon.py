@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon.delete import delete
+from ublkpy.driver.delete import delete
 from ublkpy.errors import BusyError
 
 from . import disk, kernel, program

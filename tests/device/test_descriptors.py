@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import inspect
-from ublkpy.daemon.recover import recover
+from ublkpy.driver import inspect
 from ublkpy.errors import ExitCode
+from ublkpy.life.recover import recover
 from ublkpy.uring.uapi import Feature
 
 from . import disk, load, program

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import inspect
-from ublkpy.daemon.spawn import wait_end
+from ublkpy.driver import inspect
 from ublkpy.errors import ExitCode
+from ublkpy.system.spawn import wait_end
 
 from . import disk, kernel, program
 from .devices import MIB, Device, Devices, held_open, until

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from ublkpy.daemon import inspect
-from ublkpy.daemon.add import add
-from ublkpy.daemon.ctrl import Control
-from ublkpy.daemon.recover import recover
+from ublkpy.driver import inspect
+from ublkpy.driver.ctrl import Control
 from ublkpy.errors import BusyError, ConfigError, ExitCode, UblkError
+from ublkpy.life.add import add
+from ublkpy.life.recover import recover
 from ublkpy.uring.mode import MODES
 from ublkpy.uring.uapi import Feature
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import end, inspect, state
-from ublkpy.daemon.ctrl import AUTO_ID, Control
-from ublkpy.daemon.delete import delete
-from ublkpy.daemon.spawn import wait_end
+from ublkpy.daemon import end
+from ublkpy.driver import inspect, state
+from ublkpy.driver.ctrl import AUTO_ID, Control
+from ublkpy.driver.delete import delete
 from ublkpy.errors import BusyError, ExitCode, NoDeviceError, UblkError
+from ublkpy.system.spawn import wait_end
 from ublkpy.uring.ffi import lib
 from ublkpy.uring.mode import fastest
 from ublkpy.uring.uapi import DevInfo, Feature, State
@@ -268,7 +269,7 @@ def test_del_async_on_a_kernel_without_that_command(devices: Devices, monkeypatc
         def __getattr__(self, name: str) -> object:
             return getattr(lib, name)
 
-    monkeypatch.setattr("ublkpy.daemon.ctrl.lib", Old())
+    monkeypatch.setattr("ublkpy.driver.ctrl.lib", Old())
     device = devices.null()
     pid = device.pid
     # Not by us: what we have open is open in the forked command, too.
@@ -334,7 +335,7 @@ def test_a_device_that_takes_over_the_id_meanwhile_is_left_alone(
         new(3)
 
     device = new(3)
-    monkeypatch.setattr(f"ublkpy.daemon.delete.{moment}", take_over)
+    monkeypatch.setattr(f"ublkpy.driver.delete.{moment}", take_over)
     with pytest.raises(NoDeviceError, match="the device that had the id 3 is gone"):
         delete(3, force=True)
     assert device.state is (State.LIVE if ours else State.DEAD)
@@ -456,7 +457,7 @@ def stuck(device: Device, *reader: str) -> Iterator[None]:
 @pytest.mark.logs
 def test_force_deletes_a_device_on_which_an_open_is_stuck(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
     """As udev's, or of a partition scan."""
-    monkeypatch.setattr("ublkpy.daemon.delete._OPEN_DEADLINE", 2.0)
+    monkeypatch.setattr("ublkpy.driver.delete._OPEN_DEADLINE", 2.0)
     device = devices.null()
     pid = device.pid
     with stuck(device, "blockdev", "--rereadpt", str(device.node)):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ublkpy.config import DeviceConfig, DeviceOptions
-from ublkpy.daemon.add import add
+from ublkpy.life.add import add
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget

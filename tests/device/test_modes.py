@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import inspect
-from ublkpy.daemon.recover import recover
+from ublkpy.driver import inspect
 from ublkpy.errors import ConfigError, ExitCode, UblkError
+from ublkpy.life.recover import recover
 from ublkpy.uring import queue
 from ublkpy.uring.mode import MODES, fastest
 from ublkpy.uring.uapi import Feature

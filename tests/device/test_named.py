@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon.add import add
 from ublkpy.errors import BusyError, ExitCode
+from ublkpy.life.add import add
 from ublkpy.uring.uapi import State
 
 from . import disk, program

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from ublkpy.daemon import inspect
-from ublkpy.daemon.ctrl import AUTO_ID, Control
-from ublkpy.daemon.recover import recover
+from ublkpy.driver import inspect
+from ublkpy.driver.ctrl import AUTO_ID, Control
 from ublkpy.errors import ExitCode, NoDeviceError, UblkError
+from ublkpy.life.recover import recover
 from ublkpy.uring.uapi import Attr, DevInfo, Feature, Params
 
 from . import disk, kernel, load, program

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import inspect, state
-from ublkpy.daemon.ctrl import AUTO_ID, Control
-from ublkpy.daemon.recover import recover
-from ublkpy.daemon.spawn import wait_end
+from ublkpy.driver import inspect, state
+from ublkpy.driver.ctrl import AUTO_ID, Control
 from ublkpy.errors import ExitCode, UblkError
+from ublkpy.life.recover import recover
+from ublkpy.system.spawn import wait_end
 from ublkpy.uring.uapi import DevInfo, Feature, State
 
 from . import disk, load, program

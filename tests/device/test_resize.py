@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import inspect
 from ublkpy.daemon.channel import RESIZE, ask, held
-from ublkpy.daemon.recover import recover
+from ublkpy.driver import inspect
 from ublkpy.errors import BusyError, ConfigError, ExitCode, UblkError
+from ublkpy.life.recover import recover
 from ublkpy.uring.uapi import Feature
 
 from . import disk, load, program

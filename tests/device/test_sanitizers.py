@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.daemon import inspect
+from ublkpy.driver import inspect
 from ublkpy.uring.uapi import Feature
 
 from . import disk, load

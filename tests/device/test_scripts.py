@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from ublkpy.daemon import inspect
+from ublkpy.driver import inspect
 from ublkpy.uring.uapi import Feature
 
 from . import disk, program

@@ -26,12 +26,12 @@ import pytest
 
 from ublkpy import shmem
 from ublkpy.config import DeviceConfig, DeviceOptions
-from ublkpy.daemon import inspect
 from ublkpy.daemon import shmem as daemon_shmem
-from ublkpy.daemon.add import add
-from ublkpy.daemon.delete import delete
-from ublkpy.daemon.recover import recover
+from ublkpy.driver import inspect
+from ublkpy.driver.delete import delete
 from ublkpy.errors import ExitCode
+from ublkpy.life.add import add
+from ublkpy.life.recover import recover
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.uring.ffi import ffi
 from ublkpy.uring.map import Extent, Map, Routing, Upcall, Zero

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import delete, inspect, state
 from ublkpy.daemon.channel import KEEP, held
+from ublkpy.driver import delete, inspect, state
 from ublkpy.errors import BusyError, ConfigError, ExitCode, UblkError
 from ublkpy.uring.uapi import Feature, State
 
@@ -163,7 +163,7 @@ def test_the_daemon_hears_only_what_it_understands(devices: Devices) -> None:
 
 @pytest.mark.logs
 def test_only_force_stops_a_daemon_that_does_not_answer(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ublkpy.daemon.stop._ANSWER", 1.0)
+    monkeypatch.setattr("ublkpy.life.stop._ANSWER", 1.0)
     assert delete.stop.__kwdefaults__
     monkeypatch.setitem(delete.stop.__kwdefaults__, "timeout", 3.0)
     device = devices.null()

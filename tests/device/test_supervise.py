@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import inspect, state, supervise
-from ublkpy.daemon.spawn import wait_end
+from ublkpy.driver import inspect, state
 from ublkpy.errors import ExitCode
+from ublkpy.life import supervise
+from ublkpy.system.spawn import wait_end
 from ublkpy.uring.uapi import Feature, State
 
 from . import disk, load, program

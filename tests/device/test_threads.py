@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from ublkpy.config import DeviceConfig, DeviceOptions
-from ublkpy.daemon import inspect
-from ublkpy.daemon.add import add
-from ublkpy.daemon.ctrl import Control
-from ublkpy.daemon.recover import recover
-from ublkpy.daemon.spawn import wait_end
+from ublkpy.driver import inspect
+from ublkpy.driver.ctrl import Control
 from ublkpy.errors import ExitCode, UblkError
+from ublkpy.life.add import add
+from ublkpy.life.recover import recover
+from ublkpy.system.spawn import wait_end
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.uring.map import Extent, Map, Routing, Upcall
 from ublkpy.uring.mode import MODES

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from ublkpy import shmem
-from ublkpy.daemon import inspect, state, udev
-from ublkpy.daemon.ctrl import CONTROL
+from ublkpy.driver import inspect, state, udev
+from ublkpy.driver.ctrl import CONTROL
 from ublkpy.errors import ExitCode
 from ublkpy.uring.uapi import Feature, State
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import inspect, state
 from ublkpy.daemon.run import Start
+from ublkpy.driver import inspect, state
 from ublkpy.errors import BusyError, ExitCode, UblkError
 from ublkpy.uring.uapi import Feature, State
 
@@ -97,7 +97,7 @@ def test_requests_that_are_not_answered_delay_it(
     can_quiesce: None, devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command gives up, the new daemon does not: there is no way back from QUIESCE_DEV. SIGTERM comes too early."""
-    monkeypatch.setattr("ublkpy.daemon.upgrade._DEADLINE", 3.0)
+    monkeypatch.setattr("ublkpy.life.upgrade._DEADLINE", 3.0)
     lower = devices.null()
     upper = devices.loop(lower.node, recovery="reissue", log=scratch / "log")
     old, below = upper.pid, lower.pid
@@ -121,7 +121,7 @@ def test_requests_that_are_not_answered_delay_it(
 def test_a_quiesce_that_takes_too_long_says_what_comes(
     can_quiesce: None, devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ublkpy.daemon.upgrade._DEADLINE", 2.0)
+    monkeypatch.setattr("ublkpy.life.upgrade._DEADLINE", 2.0)
     lower = devices.null()
     upper = devices.loop(lower.node, recovery="reissue", log=scratch / "log")
     below = lower.pid
@@ -143,7 +143,7 @@ def test_a_new_daemon_that_dies_while_it_waits(
     can_quiesce: None, devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver has taken tags by then: the old one ends when it has answered, and a supervisor goes on."""
-    monkeypatch.setattr("ublkpy.daemon.upgrade._DEADLINE", 2.0)
+    monkeypatch.setattr("ublkpy.life.upgrade._DEADLINE", 2.0)
     lower = devices.null()
     config = configure("loop", file=lower.node, recovery="reissue", supervise=True, log=scratch / "log")
     upper = devices.adopt(Api.add(config).dev_id)
@@ -175,7 +175,7 @@ def test_after_a_new_daemon_that_fails_a_supervisor_goes_on(
     watched = devices.adopt(Api.add(configure("null", size=8 * MIB, recovery="queue", supervise=True)).dev_id)
     alone = devices.null(recovery="queue")
     pid = watched.pid
-    monkeypatch.setattr("ublkpy.daemon.upgrade.prepare", fails)
+    monkeypatch.setattr("ublkpy.life.upgrade.prepare", fails)
     for device in (watched, alone):
         with pytest.raises(UblkError, match="the new version does not work"):
             Api(device.id).upgrade()

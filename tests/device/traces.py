@@ -9,8 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-from ublkpy.daemon import inspect, state
-from ublkpy.daemon.delete import delete
+from ublkpy.driver import inspect, state
+from ublkpy.driver.delete import delete
 from ublkpy.errors import UblkError
 from ublkpy.shmem import socket_path
 

@@ -15,7 +15,7 @@ import pytest
 from tests.device import disk as blocks
 from tests.device.devices import held_open, until
 from tests.device.kernel import run
-from ublkpy.daemon import inspect
+from ublkpy.driver import inspect
 from ublkpy.uring.uapi import Feature, State
 
 from .units import Unit

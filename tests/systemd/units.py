@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.device.devices import Device, until
 from tests.device.kernel import run
-from ublkpy.daemon import inspect
+from ublkpy.driver import inspect
 
 
 @dataclass(frozen=True)

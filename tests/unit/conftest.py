@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from ublkpy.daemon import state
+from ublkpy.driver import state
 
 # No deadline: machines may be slow or busy. No database: tests write nothing into the tree.
 settings.register_profile("unit", deadline=None, database=None)

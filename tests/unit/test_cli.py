@@ -19,7 +19,7 @@ import pytest
 
 from ublkpy import __version__, cli, cli_options, tgt
 from ublkpy.config import DeviceConfig, DeviceOptions
-from ublkpy.daemon.ctrl import CONTROL
+from ublkpy.driver.ctrl import CONTROL
 from ublkpy.errors import BusyError, NoDeviceError, UblkError
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
@@ -73,7 +73,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[DeviceConfig]]:
         on_ready(7)
         return 7
 
-    monkeypatch.setattr("ublkpy.daemon.add.add", add)
+    monkeypatch.setattr("ublkpy.life.add.add", add)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield configs
     for number, handler in handlers.items():
@@ -562,7 +562,7 @@ def test_del_takes_each_device_once_and_goes_on_after_an_error(ublk: Run, monkey
         if dev_id in errors:
             raise errors[dev_id]
 
-    monkeypatch.setattr("ublkpy.daemon.delete.delete", delete)
+    monkeypatch.setattr("ublkpy.driver.delete.delete", delete)
     result = ublk("del", "-n", "3", "--async", "4", "5", "3")
     # 3 once more at the end, because 4 or 5 may have stood on it
     assert seen == [(3, False, False), (4, False, False), (5, False, False), (3, False, False)]
@@ -574,12 +574,12 @@ def test_del_of_all_does_not_miss_what_others_deleted_meanwhile(ublk: Run, monke
     def delete(dev_id: int, **kwargs: object) -> None:
         raise {3: NoDeviceError("no device 3"), 4: UblkError("device 4 did not stop")}[dev_id]
 
-    monkeypatch.setattr("ublkpy.daemon.delete.delete", delete)
-    monkeypatch.setattr("ublkpy.daemon.ctrl.require_driver", lambda: None)
-    monkeypatch.setattr("ublkpy.daemon.inspect.device_ids", lambda: [3])
+    monkeypatch.setattr("ublkpy.driver.delete.delete", delete)
+    monkeypatch.setattr("ublkpy.driver.ctrl.require_driver", lambda: None)
+    monkeypatch.setattr("ublkpy.driver.inspect.device_ids", lambda: [3])
     assert ublk("del", "-a") == Result(0, "", "")
     assert ublk("del", "-n", "3").code == 3
-    monkeypatch.setattr("ublkpy.daemon.inspect.device_ids", lambda: [3, 4])
+    monkeypatch.setattr("ublkpy.driver.inspect.device_ids", lambda: [3, 4])
     assert ublk("del", "-a") == Result(1, "", "ublk: error: device 4 did not stop\n")
 
 
@@ -678,7 +678,7 @@ def test_other_errors_of_the_system_are_bugs(ublk: Run, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("path", ["/dev/full", "pipe"])
 def test_recover_is_done_whoever_hears_of_it(path: str) -> None:
     code = (
-        "from ublkpy import cli, config; from ublkpy.daemon import recover\n"
+        "from ublkpy import cli, config; from ublkpy.life import recover\n"
         "recover.recover = lambda dev_id: config.build(config.Draft(target_type='null'))\n"
         "cli.main()"
     )

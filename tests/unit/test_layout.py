@@ -74,7 +74,7 @@ def test_only_spawn_forks() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("fork", "forkpty")
     }
-    assert found == {"ublkpy/daemon/spawn.py"}
+    assert found == {"ublkpy/system/spawn.py"}
 
 
 def test_no_multiprocessing_and_no_mocks() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ublkpy import __version__, render
-from ublkpy.daemon.disk import Disk
-from ublkpy.daemon.inspect import DeviceStatus
-from ublkpy.daemon.state import DeviceState, QueueState, process_start_time
+from ublkpy.driver.disk import Disk
+from ublkpy.driver.inspect import DeviceStatus
+from ublkpy.driver.state import DeviceState, QueueState, process_start_time
 from ublkpy.uring.ffi import ffi
 from ublkpy.uring.uapi import Attr, DevInfo, Feature, Params, State, param_groups
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ublkpy import folders
-from ublkpy.daemon import state
+from ublkpy.driver import state
 from ublkpy.errors import BusyError, UblkError, from_dict
 
 _log = logging.getLogger(__name__)

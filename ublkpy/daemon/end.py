@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 
-from ublkpy.daemon import log
-from ublkpy.daemon.delete import delete
+from ublkpy.driver.delete import delete
 from ublkpy.errors import ExitCode, NoDeviceError, UblkError
+from ublkpy.system import log
 
 _log = logging.getLogger(__name__)
 

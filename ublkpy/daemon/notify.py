@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from ublkpy.daemon.wait import readable
+from ublkpy.system.wait import readable
 
 _TEXT_LIMIT = 1000
 _HEARD = 10.0

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ublkpy.daemon.channel import SilentError, ask
-from ublkpy.daemon.disk import completed
-from ublkpy.daemon.inspect import DeviceStatus
+from ublkpy.driver.disk import completed
+from ublkpy.driver.inspect import DeviceStatus
 from ublkpy.errors import UblkError
 from ublkpy.uring.uapi import Feature, State
 

@@ -22,7 +22,7 @@ import json
 import os
 import sys
 
-from ublkpy.daemon.ctrl import Control
+from ublkpy.driver.ctrl import Control
 from ublkpy.errors import UblkError, no_device
 from ublkpy.uring import libc
 from ublkpy.uring.shmem import Mapping

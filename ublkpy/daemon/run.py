@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ublkpy import folders
-from ublkpy.daemon import inspect, log, spawn, udev
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.plan import Plan
-from ublkpy.daemon.process import close_inherited_files, harden, leave_mounts
 from ublkpy.daemon.server import BRING_UP_DEADLINE, Server
+from ublkpy.driver import inspect, udev
 from ublkpy.errors import UblkError
+from ublkpy.system import log, spawn
+from ublkpy.system.process import close_inherited_files, harden, leave_mounts
 from ublkpy.uring.uapi import DevInfo
 
 _log = logging.getLogger(__name__)

@@ -35,18 +35,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ublkpy.daemon import end, inspect, log, resize, state, udev
+from ublkpy.daemon import end, resize
 from ublkpy.daemon.channel import KEEP, UPGRADE, Channel, Orders
-from ublkpy.daemon.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.plan import Plan
 from ublkpy.daemon.pulse import PERIOD, Pulse
 from ublkpy.daemon.shmem import DEADLINE as SHMEM_DEADLINE
 from ublkpy.daemon.shmem import Sharing
-from ublkpy.daemon.wait import readable
 from ublkpy.daemon.worker import Worker
+from ublkpy.driver import inspect, state, udev
+from ublkpy.driver.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.errors import InterruptedByUser, UblkError
+from ublkpy.system import log
+from ublkpy.system.wait import readable
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, names
 from ublkpy.uring.queue import Memory

@@ -33,9 +33,9 @@ from typing import IO
 from ublkpy import folders
 from ublkpy.daemon import regbuf
 from ublkpy.daemon.memory import HugeFile, Refused, length_of, owner_of
-from ublkpy.daemon.wait import readable
 from ublkpy.errors import UblkError, from_dict
 from ublkpy.shmem import WHY, peer_uid, socket_path
+from ublkpy.system.wait import readable
 from ublkpy.uring.shmem import MAX_BUFFERS, Mapping, SharedBuffers
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-from ublkpy.daemon.state import QueueState
+from ublkpy.driver.state import QueueState
 from ublkpy.tgt.base import Target
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode

@@ -9,7 +9,7 @@ import pytest
 from tests.vm import host
 from tests.vm.errors import SetupError
 from tests.vm.run import TIMED_OUT, Job
-from ublkpy.daemon.spawn import wait_end
+from ublkpy.system.spawn import wait_end
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What any program might want of Linux; nothing here knows ublk."""

@@ -1,0 +1,90 @@
+"""Makes a process fit to serve a disk that the machine itself may depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ublkpy.system import mounts, privilege
+from ublkpy.uring import libc
+
+log = logging.getLogger(__name__)
+
+
+def close_inherited_files() -> None:
+    """Close what the caller's shell or service manager left open: a lock or a pipe must not wait for a daemon.
+
+    Those are the files without close-on-exec; all that Python opens has it.
+    """
+    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):
+            if fd > 2 and not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
+                os.close(fd)
+
+
+def close_files(spared: int) -> None:
+    """Close all but the standard streams and one other: what the caller closes, a lock or a socket, shall be closed."""
+    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if fd > 2 and fd != spared:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def redirect_streams(stderr: int | None = None) -> None:
+    """Point stdin and stdout at nothing, and stderr at a file or at nothing, too."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for source, target in ((null, 0), (null, 1), (null if stderr is None else stderr, 2)):
+        os.dup2(source, target)
+    os.close(null)
+
+
+def harden() -> None:
+    """Survive memory pressure, as far as privileges allow.
+
+    Call it before the first thread: the threads inherit all of it.
+    """
+    _attempt("locking memory", _lock_memory)
+    _attempt("PR_SET_IO_FLUSHER", libc.set_io_flusher)
+    _attempt("oom_score_adj", lambda: Path("/proc/self/oom_score_adj").write_text("-1000"))
+
+
+def leave_mounts() -> None:
+    """Survive mounts of the own device. Call it when all files are open, and before the first thread."""
+    _attempt("own mount namespace", _leave_mounts)
+
+
+def _attempt(what: str, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except OSError as e:
+        log.info("%s: not available: %s", what, e)
+
+
+def _lock_memory() -> None:
+    """Not as far as a limit allows: then what is mapped later, a queue's buffers for one, could not be had at all."""
+    limit = privilege.memory_limit()
+    if limit is not None:
+        raise OSError(f"the limit is {limit >> 10} KiB (ulimit -l)")
+    libc.lock_memory()
+
+
+def _leave_mounts() -> None:
+    """Enter a mount namespace without the disks of others.
+
+    A daemon that is the last holder of a namespace in which its own device is mounted unmounts it while it
+    dies, and waits for itself. The namespace is therefore private; and because it must not keep file systems
+    alive that are unmounted elsewhere later, those on block devices are detached, but for the ones that Python
+    lives on. Files that are open already, the backing among them, are not affected.
+    """
+    libc.unshare_mounts()
+    os.chdir("/")
+    needed = [Path(p).resolve() for p in ("/proc", "/sys", "/dev", "/run", "/var/log", sys.prefix, *sys.path) if p]
+    for mount in sorted(mounts.read(), reverse=True):
+        if mount.source.startswith("/dev/") and not any(path.is_relative_to(mount.point) for path in needed):
+            with contextlib.suppress(OSError):
+                libc.detach_mount(str(mount.point))
