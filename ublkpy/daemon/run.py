@@ -62,6 +62,7 @@ def process(make: Callable[[], Start], log_file: Path | None) -> spawn.Child:
 def hear(child: spawn.Child, *, new: bool, timeout: float, leave: bool = False) -> Started:
     """What a daemon says once it serves. Ends one that says nothing in time; or, to ``leave`` it, TimeoutError."""
     try:
+        child.attend()
         return Started(**child.wait(timeout))
     except EOFError as e:
         raise UblkError(

@@ -23,6 +23,7 @@ from ublkpy.system.wait import readable
 
 log = logging.getLogger(__name__)
 
+_INTERRUPTIONS = {signal.SIGINT, signal.SIGTERM}
 _ORDERLY_END = 30.0
 _LOOK = 0.1
 
@@ -71,12 +72,24 @@ class Child:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._buffer = b""
+        self._mask: set[int | signal.Signals] | None = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)
         self.pid = 0
+
+    @property
+    def mask(self) -> set[int | signal.Signals]:
+        """The signals that were held back before."""
+        return self._mask or set()
 
     def meet(self) -> None:
         """Learn the daemon's process id, the first thing that it sends."""
         with contextlib.suppress(EOFError, TimeoutError):  # then wait() tells
             self.pid = self._receive(time.monotonic() + _ORDERLY_END)["pid"]
+
+    def attend(self) -> None:
+        """From now on the caller sees to its end: signals come through again. Raises what was held back."""
+        if (mask := self._mask) is not None:
+            self._mask = None
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def wait(self, timeout: float) -> dict[str, Any]:
         """What the daemon sent with ``done``. Raises what it sent with ``failed``, EOFError when it died
@@ -115,13 +128,14 @@ class Child:
 
     def close(self) -> None:
         os.close(self._fd)
+        self.attend()
 
 
 def daemon(body: Callable[[Ready], int]) -> Child:
     """Run ``body`` in a process detached from this one; its return value is the exit status.
 
     Forks twice, so that the process belongs to init from the start and leaves no zombie to a caller that
-    lives on. Signals wait until its process id is known: no Ctrl-C may leave a daemon that nobody can end.
+    lives on. Signals wait until the caller attends to it: no Ctrl-C may leave a daemon that nobody can end.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     child = Child(read_end)
@@ -134,17 +148,13 @@ def daemon(body: Callable[[Ready], int]) -> Child:
         os.write(write_end, json.dumps({"pid": os.getpid()}).encode() + b"\n")
         return body(Ready(write_end))
 
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        try:
-            middle = os.fork()
-            if middle == 0:
-                _run(detached, mask)
-            os.close(write_end)
-            os.waitpid(middle, 0)
-            child.meet()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # raises what was held back
+        middle = os.fork()
+        if middle == 0:
+            _run(detached, child.mask)
+        os.close(write_end)
+        os.waitpid(middle, 0)
+        child.meet()
     except BaseException:
         child.end()
         child.close()
@@ -170,6 +180,7 @@ def isolated(
     """
     child = daemon(lambda ready: _report(action, ready))
     try:
+        child.attend()
         try:
             return _wait_until(child, min(timeout, 1.0), enough)
         except TimeoutError:
@@ -252,7 +263,7 @@ def uninterrupted() -> Iterator[None]:
     """Ctrl-C and SIGTERM have no effect on what is done in here: it cleans up, with deadlines of its own."""
     before = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _INTERRUPTIONS:
             before[number] = signal.signal(number, signal.SIG_IGN)
         yield
     finally:

@@ -249,6 +249,22 @@ def test_bug_in_a_daemon_shows_its_traceback(capfd: pytest.CaptureFixture[str]) 
     assert "RuntimeError: a bug" in capfd.readouterr().err
 
 
+def test_ctrl_c_waits_until_somebody_attends_to_the_daemon() -> None:
+    """Else it could end the command in between, and nobody would end the daemon."""
+    child = spawn.daemon(serve)
+    try:
+        signal.raise_signal(signal.SIGINT)
+        assert process_start_time(child.pid) is not None
+        with pytest.raises(KeyboardInterrupt):
+            child.attend()
+    finally:
+        child.end()
+        child.close()
+    assert process_start_time(child.pid) is None
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_wait_has_a_deadline_and_end_ends_the_daemon() -> None:
     def body(ready: Ready) -> int:
         while True:
