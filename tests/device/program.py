@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ublkpy import cli
+from ublkpy.errors import ExitCode
 from ublkpy.system.spawn import wait_end
 
 from .devices import until
@@ -137,6 +138,9 @@ def _become(args: list[str], out: int, err: int, prepare: Callable[[], object]) 
         cli.main()
     except SystemExit as e:
         status = int(e.code or 0)
+    except KeyboardInterrupt:  # before main() was there to take it
+        print("ublk: interrupted", file=sys.stderr)
+        status = ExitCode.INTERRUPTED
     except BaseException:
         traceback.print_exc()
     finally:
