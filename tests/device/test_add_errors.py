@@ -17,7 +17,7 @@ from ublkpy.driver import inspect, state
 from ublkpy.driver.ctrl import CONTROL
 from ublkpy.driver.state import RUN_DIR
 from ublkpy.errors import ExitCode
-from ublkpy.uring.uapi import State
+from ublkpy.uring.uapi import Feature, State
 
 from . import disk, kernel, program
 from .devices import MIB, Devices, until
@@ -328,6 +328,8 @@ def test_ctrl_c_while_the_daemon_appears(devices: Devices) -> None:
 
 @pytest.mark.parametrize("after", [0.0, 0.25, 0.5, 0.75], ids=lambda share: f"{share:.0%}")
 def test_a_daemon_killed_during_the_add(devices: Devices, after: float) -> None:
+    if Feature.QUIESCE not in inspect.features():
+        pytest.skip("this driver (before Linux 6.16) loses the partition scan's read of a daemon killed in START_DEV")
     usual = _usual_seconds()
     with program.running("add", "-t", "null", "-q", "2") as command:
         pid = command.daemon()
