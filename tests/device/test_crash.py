@@ -1,10 +1,11 @@
-"""A daemon that is killed at any point of its bring-up, alone or with the command that waits for it."""
+"""A daemon that is killed at any point of its bring-up or its upgrade, alone or with the command that waits for it."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,34 +15,49 @@ from ublkpy.daemon import channel, run, server
 from ublkpy.driver import inspect, state
 from ublkpy.driver.ctrl import Control
 from ublkpy.errors import ExitCode
-from ublkpy.life import add, leftovers
+from ublkpy.life import add, leftovers, upgrade
 from ublkpy.uring.queue import Memory, Queue
-from ublkpy.uring.uapi import State
+from ublkpy.uring.uapi import Feature, State
 
 from . import disk, program
-from .devices import Devices, configure, until
+from .devices import MIB, Devices, configure, until
 
-# What the daemon has just done when it dies: in this module or class, this function.
-STEPS: dict[str, tuple[Any, str]] = {
-    "ADD_DEV": (Control, "add"),
-    "SET_PARAMS": (Control, "set_params"),
+Step = tuple[Any, str]
+"""What the daemon has just done when it dies: in this module or class, this function."""
+
+QUEUES: dict[str, Step] = {
     "opening the character device": (server, "_open_cdev"),
     "mapping a queue": (Memory, "__init__"),
     "making a ring and fetching": (Queue, "__init__"),
     "fetching all": (server.Server, "_start_workers"),
     "the state file": (state, "write"),
     "the socket": (channel.Channel, "__init__"),
+}
+STEPS: dict[str, Step] = {
+    "ADD_DEV": (Control, "add"),
+    "SET_PARAMS": (Control, "set_params"),
+    **QUEUES,
     "START_DEV": (Control, "start"),
+    "opening the block device": (run, "wait_node"),
+}
+UPGRADE_STEPS: dict[str, Step] = {
+    "leaving the command": (run, "harden"),
+    "QUIESCE_DEV": (Control, "quiesce"),
+    "the end of the old daemon": (upgrade, "wait_end"),
+    "opening the target": (upgrade, "prepare"),
+    "START_USER_RECOVERY": (Control, "start_recovery"),
+    **QUEUES,
+    "END_USER_RECOVERY": (Control, "end_recovery"),
     "opening the block device": (run, "wait_node"),
 }
 
 
-def dying_after(step: str, *, with_command: bool) -> Callable[[], None]:
+def dying_after(step: Step, *, with_command: bool) -> Callable[[], None]:
     """For the command's process: the daemon that it forks dies right after this step, or both do."""
 
     def prepare() -> None:
         command = os.getpid()
-        place, name = STEPS[step]
+        place, name = step
         function = getattr(place, name)
 
         def and_die(*args: Any, **values: Any) -> Any:
@@ -64,7 +80,7 @@ def check_machine(devices: Devices) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_command_cleans_up(devices: Devices, step: str) -> None:
-    done = program.ublk("add", "-t", "null", "-q", "2", prepare=dying_after(step, with_command=False))
+    done = program.ublk("add", "-t", "null", "-q", "2", prepare=dying_after(STEPS[step], with_command=False))
     assert (done.status, done.out) == (ExitCode.FAILED, "")
     assert "the daemon died while it set the device up" in done.err
     assert inspect.device_ids() == []
@@ -74,7 +90,7 @@ def test_the_command_cleans_up(devices: Devices, step: str) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_what_is_left_of_both_is_removed(devices: Devices, step: str) -> None:
-    done = program.ublk("add", "-t", "null", "-q", "2", prepare=dying_after(step, with_command=True))
+    done = program.ublk("add", "-t", "null", "-q", "2", prepare=dying_after(STEPS[step], with_command=True))
     assert (done.status, done.out) == (-signal.SIGKILL, "")
     until(lambda: inspect.status(0).info.state is State.DEAD, "the driver has noticed", 60)
     assert "no daemon; run: ublk " in program.ublk("list").out
@@ -84,6 +100,27 @@ def test_what_is_left_of_both_is_removed(devices: Devices, step: str) -> None:
     assert inspect.device_ids() == []
     assert not list(state.RUN_DIR.glob("0.*"))
     check_machine(devices)
+
+
+@pytest.mark.parametrize("with_command", [False, True], ids=["daemon", "both"])
+@pytest.mark.parametrize("step", UPGRADE_STEPS)
+def test_an_upgrade(devices: Devices, scratch: Path, step: str, with_command: bool) -> None:
+    """Either the old daemon goes on, or the device waits for ``ublk recover``; its requests are served in the end."""
+    if Feature.QUIESCE not in inspect.features():
+        pytest.skip("this driver has no UBLK_F_QUIESCE (Linux 6.16)")
+    data = disk.pattern(MIB)
+    device = devices.loop(disk.image(scratch / "image", MIB, data), queues=2, recovery="reissue")
+    old = device.pid
+    dies = dying_after(UPGRADE_STEPS[step], with_command=with_command)
+    done = program.ublk("upgrade", "-n", str(device.id), prepare=dies)
+    assert (done.status, done.out) == (-signal.SIGKILL if with_command else ExitCode.FAILED, "")
+    if step == "leaving the command":
+        assert device.pid == old
+    else:
+        until(lambda: device.status().is_waiting, "nobody serves it any more", 60)
+        assert with_command or f"ublk recover -n {device.id}" in done.err
+        Api(device.id).recover()
+    assert disk.read(device.node, 0, MIB) == data
 
 
 def test_what_is_not_dead_stays(devices: Devices) -> None:

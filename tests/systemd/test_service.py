@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -101,6 +102,30 @@ def test_a_reload_that_cannot_be_changes_nothing(plain: Unit) -> None:
     assert subprocess.run(["systemctl", "reload", plain.full_name], timeout=60).returncode
     assert "was added without recovery" in plain.journal()
     assert (plain.pid, plain.device.pid, plain.show("ActiveState")) == (pid, pid, "active")
+
+
+def test_a_next_daemon_that_dies_too_early(can_quiesce: None, hangs: Unit, drop_ins: Path) -> None:
+    """It was the unit's main process already, but the old one still serves: that is looked after again."""
+    dies = drop_ins / "dies.py"
+    dies.write_text(
+        "import os, signal\n"
+        "from ublkpy import cli\n"
+        "from ublkpy.life import upgrade\n"
+        "upgrade._hold_up = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cli.main()\n"
+    )
+    (drop_ins / "reload.conf").write_text(
+        f"[Service]\nExecReload=\nExecReload=/opt/ublkpy/bin/python {dies} upgrade %i\n"
+    )
+    run("systemctl", "daemon-reload")
+    device, pid = hangs.device, hangs.pid
+    subprocess.run(["systemctl", "reload", hangs.full_name], capture_output=True, timeout=60)
+    until(lambda: (hangs.show("SubState"), hangs.pid) == ("running", pid), "the old daemon is the unit's again", 60)
+    assert f"process {pid} of this unit serves {device.node} already" in hangs.journal()
+    assert hangs.device.pid == pid
+    os.kill(pid, signal.SIGKILL)
+    hangs.until_restarted(pid)
+    assert hangs.device == device
 
 
 def test_a_hung_daemon_is_killed_and_replaced(hangs: Unit) -> None:
@@ -222,6 +247,16 @@ def test_production_as_the_readme_has_it(can_quiesce: None, disk: Unit) -> None:
     assert (known.release, known.pid) == ("99.1", disk.pid)
     assert disk.pid != pid
     assert disk.show("NRestarts") != "0"
+
+
+@pytest.fixture
+def drop_ins(hangs: Unit) -> Iterator[Path]:
+    """A folder of changes to its unit, until the end of the test."""
+    folder = Path("/run/systemd/system", f"{hangs.full_name}.d")
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder)
+    run("systemctl", "daemon-reload")
 
 
 @contextmanager

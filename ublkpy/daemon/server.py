@@ -174,6 +174,7 @@ class Server:
             self._check_workers()
         self._check_workers()
         held = self._is_held()
+        replaced = self._channel is not None and self._channel.is_held(UPGRADE)
         stays = self._stays(info, held)
         self._hang_up()
         # Before the character device is closed: then the id, and the file with it, can be another's.
@@ -186,7 +187,7 @@ class Server:
         if stays and not held:
             _log.error("/dev/ublkb%d waits for another daemon, and nobody is about to start one", info.dev_id)
             return 1
-        _log.info("/dev/ublkb%d has ended", info.dev_id)
+        _log.info("/dev/ublkb%d %s", info.dev_id, "goes on with another daemon" if replaced else "has ended")
         return 0
 
     # -- bring-up --------------------------------------------------------------------------
