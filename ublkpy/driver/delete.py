@@ -24,6 +24,7 @@ DEADLINE = 60.0
 _DAEMON_EXIT = 10.0
 _OPEN_DEADLINE = 15.0
 _A_DAY = 86400.0
+_MARGIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -276,10 +277,11 @@ def _delete(device: _Device, timeout: float, wait: bool) -> None:
     def remove() -> None:
         with Control() as control:
             device.check(control)
+            # Not to end first: who waits for this process knows what to say.
             if wait:
-                control.delete(device.dev_id, timeout)
+                control.delete(device.dev_id, timeout + _MARGIN)
             else:
-                control.delete_async(device.dev_id, timeout)
+                control.delete_async(device.dev_id, timeout + _MARGIN)
 
     def gone() -> bool:
         """Only the id is still taken, until nobody has the device open: all that DEL_DEV_ASYNC would do is done."""
