@@ -115,7 +115,7 @@ def test_requests_that_are_not_answered_delay_it(
     finally:
         os.kill(below, signal.SIGCONT)
     until(lambda: upper.status().pid not in (None, old) and upper.state is State.LIVE, "the new daemon serves", 50)
-    assert f"{upper.node} goes on with another daemon" in (scratch / "log").read_text()
+    assert f"{upper.node} goes on with process {upper.pid}" in (scratch / "log").read_text()
     assert "requests wait" not in (scratch / "log").read_text()
 
 

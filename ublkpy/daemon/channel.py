@@ -49,7 +49,7 @@ class Channel:
 
     def __init__(self, dev_id: int, orders: Orders) -> None:
         self._orders = {**orders, _HOLD: self._check_hold}
-        self._holders: list[tuple[str, socket.socket]] = []
+        self._holders: list[tuple[str, socket.socket, int]] = []  # what, and the process that said so
         self.has_lost_holder = False  # one that was about to go on with the device
         self._path = state.channel_path(dev_id)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
@@ -71,35 +71,35 @@ class Channel:
             return  # it has gone again
         with contextlib.suppress(OSError):
             client.settimeout(_HEARS)
-            reply = self._hear(client)
+            pid, uid, _ = _ucred.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size))
+            reply = self._hear(client, uid)
             client.send(json.dumps(reply).encode())
             if what := reply.get("done", {}).get(_HOLD):
-                self._holders.append((what, client))
+                self._holders.append((what, client, pid))
                 return
         client.close()
 
-    def is_held(self, what: str) -> bool:
-        """Whether somebody has given such a hold."""
+    def holder(self, what: str) -> int | None:
+        """The process that has given such a hold, if any."""
         for holder in [holder for holder in self._holders if _has_hung_up(holder[1])]:
             self._holders.remove(holder)
             holder[1].close()
             self.has_lost_holder |= holder[0] in (KEEP, UPGRADE)
-        return what in [kind for kind, _ in self._holders]
+        return next((pid for kind, _, pid in self._holders if kind == what), None)
 
     def _check_hold(self, what: str) -> dict[str, Any]:
-        if what != KEEP and self.is_held(what):
+        if what != KEEP and self.holder(what):
             raise BusyError(f"another command is about to {what} the device", "wait until that is done")
         return {_HOLD: what}
 
     def close(self) -> None:
         """Hear nobody any more."""
         self._path.unlink(missing_ok=True)
-        for sock in (self._listener, *(holder for _, holder in self._holders)):
+        for sock in (self._listener, *(client for _, client, _ in self._holders)):
             sock.close()
 
-    def _hear(self, client: socket.socket) -> dict[str, dict[str, Any]]:
+    def _hear(self, client: socket.socket, uid: int) -> dict[str, dict[str, Any]]:
         """The reply to an order. OSError if nobody waits for that."""
-        _, uid, _ = _ucred.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _ucred.size))
         try:
             if uid not in (0, os.geteuid()):
                 raise UblkError("only root and the owner of the device may ask its daemon")

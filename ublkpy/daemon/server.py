@@ -174,7 +174,7 @@ class Server:
             self._check_workers()
         self._check_workers()
         held = self._is_held()
-        replaced = self._channel is not None and self._channel.is_held(UPGRADE)
+        successor = self._channel.holder(UPGRADE) if self._channel else None
         stays = self._stays(info, held)
         self._hang_up()
         # Before the character device is closed: then the id, and the file with it, can be another's.
@@ -187,7 +187,10 @@ class Server:
         if stays and not held:
             _log.error("/dev/ublkb%d waits for another daemon, and nobody is about to start one", info.dev_id)
             return 1
-        _log.info("/dev/ublkb%d %s", info.dev_id, "goes on with another daemon" if replaced else "has ended")
+        if stays and successor:
+            self._hand_over(info, successor)
+        else:
+            _log.info("/dev/ublkb%d has ended", info.dev_id)
         return 0
 
     # -- bring-up --------------------------------------------------------------------------
@@ -374,7 +377,7 @@ class Server:
 
     def _is_held(self) -> bool:
         """Whether somebody is about to go on with the device."""
-        return self._channel is not None and (self._channel.is_held(KEEP) or self._channel.is_held(UPGRADE))
+        return self._channel is not None and bool(self._channel.holder(KEEP) or self._channel.holder(UPGRADE))
 
     def _check_holders(self, info: DevInfo) -> None:
         """Who quiesces a device and dies leaves it without some of its tags: new requests would wait for ever.
@@ -401,6 +404,12 @@ class Server:
         except UblkError:
             return False
         return now.ublksrv_flags == self._plan.cookie and (held or now.state != State.DEAD)
+
+    def _hand_over(self, info: DevInfo, successor: int) -> None:
+        """Have the service manager know who goes on. As the last thing: until then it looks after us."""
+        _log.info("/dev/ublkb%d goes on with process %d", info.dev_id, successor)
+        if self._manager and not self._manager.main_process(successor):
+            _log.error("the service manager does not know that; see: journalctl -u init.scope")
 
     def _hang_up(self) -> None:
         if self._channel:

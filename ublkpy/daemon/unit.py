@@ -16,12 +16,6 @@ def of_another(pid: int) -> str | None:
     return found[-1] if found and theirs != ours else None
 
 
-def is_ours(pid: int) -> bool:
-    """Whether this process and ours are of one unit."""
-    theirs = _groups(pid)
-    return ".service" in theirs and theirs == _groups("self")
-
-
 def reload(unit: str, pid: int, timeout: float) -> None:
     """Have systemd do it, the one that manages this process. Raises UblkError."""
     of_user = ["--user"] if "/user@" in _groups(pid) else []

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 
 from ublkpy.config import DeviceConfig
-from ublkpy.daemon import unit
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.run import Start, announce, wait_node
 from ublkpy.daemon.server import Server
@@ -28,8 +27,6 @@ def serve(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
     manager = Manager.from_environment()
     try:
         log.to_terminal()
-        if manager and (orphan := _orphan(config.device.name)) and (pid := orphan.pid):
-            return _hand_over(manager, orphan, pid)
         left = named.waiting(config.device.name)
         start = Start(make_plan(config), Server.create) if left is None else _recovery(left, config)
         process.harden()
@@ -44,23 +41,6 @@ def serve(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
         raise
     announce(manager, info.dev_id)
     return server.serve(info)
-
-
-def _orphan(name: str | None) -> inspect.DeviceStatus | None:
-    """The device that an earlier process of this very unit serves, which the service manager lost sight of."""
-    device = named.served(name) if name else None
-    return device if device and device.pid and unit.is_ours(device.pid) else None
-
-
-def _hand_over(manager: Manager, device: inspect.DeviceStatus, pid: int) -> int:
-    """Have the service manager look after it again: an upgrade did not get as far as to replace it."""
-    _log.warning("process %d of this unit serves %s already, and is its main process from now on", pid, device.node)
-    if not manager.main_process(pid):
-        raise UblkError(
-            f"the service manager does not know that process {pid} serves {device.node}", "restart the unit"
-        )
-    manager.ready(device.summary)
-    return 0
 
 
 def _recovery(left: inspect.DeviceStatus, config: DeviceConfig) -> Start:

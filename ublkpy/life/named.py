@@ -23,11 +23,6 @@ def find(name: str) -> inspect.DeviceStatus:
     raise NoDeviceError(f"no device has the name {name}", "ublk list shows what there is; --name gives one a name")
 
 
-def served(name: str) -> inspect.DeviceStatus | None:
-    """The device of this name, if it has a daemon."""
-    return next((device for device in _all(name) if device.pid is not None), None)
-
-
 def waiting(name: str | None, *, spare_stopped: bool = False) -> inspect.DeviceStatus | None:
     """The device of this name that can be recovered; None if there is none, and a new one can have the name.
 

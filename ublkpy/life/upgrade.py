@@ -4,9 +4,9 @@
 
     old daemon                     driver                       new daemon (of the installed version)
     ──────────                     ──────                       ─────────────────────────────────────
-                                                                the service manager hears of it
     answers what it has  ◀──────── QUIESCE_DEV: new requests wait
-    ends; keeps the state file
+    keeps the state file, tells
+    the service manager, ends
                                    QUIESCED
                                    START_USER_RECOVERY  ◀────── opens the target, starts its queues
                                    END_USER_RECOVERY ─────────▶ serves what has waited
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import time
 from dataclasses import replace
@@ -114,11 +113,6 @@ def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
     assert old
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     with held(dev_id, UPGRADE, _ANSWER):
-        if manager and not manager.main_process(os.getpid()):
-            manager.main_process(old)
-            raise UblkError(
-                "the service manager does not know of the new daemon: nothing was done", "see: journalctl -u init.scope"
-            )
         since = time.monotonic()
         _hold_up(dev_id, math.inf)
         if not wait_end(old, _EXIT):
