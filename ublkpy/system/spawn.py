@@ -89,7 +89,7 @@ class Child:
         """From now on the caller sees to its end: signals come through again. Raises what was held back."""
         if (mask := self._mask) is not None:
             self._mask = None
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTIONS - mask)
 
     def wait(self, timeout: float) -> dict[str, Any]:
         """What the daemon sent with ``done``. Raises what it sent with ``failed``, EOFError when it died
@@ -149,10 +149,12 @@ def daemon(body: Callable[[Ready], int]) -> Child:
         return body(Ready(write_end))
 
     try:
-        middle = os.fork()
-        if middle == 0:
-            _run(detached, child.mask)
-        os.close(write_end)
+        try:
+            middle = os.fork()
+            if middle == 0:
+                _run(detached, child.mask)
+        finally:
+            os.close(write_end)
         os.waitpid(middle, 0)
         child.meet()
     except BaseException:
