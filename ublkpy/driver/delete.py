@@ -208,7 +208,7 @@ def _try_stop(device: _Device) -> None:
                     "use Linux 7.0 or newer; without --safe, a device that is mounted or claimed is refused as well",
                 )
             device.check(control)
-            control.try_stop(device.dev_id, DEADLINE)
+            control.try_stop(device.dev_id, _A_DAY)  # as in _stop
 
     try:
         isolated(f"device {device.dev_id} to stop", try_stop, DEADLINE, lambda: completed(device.dev_id))

@@ -41,10 +41,10 @@ def resize(dev_id: int, size: int, *, force: bool = False) -> None:
     with held(dev_id, RESIZE, _ANSWER):
         ask(dev_id, "resize", _ANSWER, size=size, done=False)
         try:
-            isolated(f"device {dev_id} to change its size", lambda: _update(dev_id, size), QUICK)
+            isolated(f"device {dev_id} to change its size", lambda: _update(dev_id, size), QUICK / 2)
         except TimeoutError as e:
             raise UblkError(
-                f"device {dev_id} did not change its size within {QUICK:g} s", "is it being stopped? see: ublk list"
+                f"device {dev_id} did not change its size within {QUICK / 2:g} s", "is it being stopped? see: ublk list"
             ) from e
         ask(dev_id, "resize", _ANSWER, size=size, done=True)
 
