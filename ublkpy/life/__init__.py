@@ -1,1 +1,1 @@
-"""What happens to a device, a module for each command of ``ublk``."""
+"""What happens to a device, beginning with ``add``."""

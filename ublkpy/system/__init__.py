@@ -1,1 +1,1 @@
-"""What any program might want of Linux; nothing here knows ublk."""
+"""What a daemon wants of Linux, whatever it serves."""
