@@ -138,7 +138,10 @@ def _become(args: list[str], out: int, err: int, prepare: Callable[[], object]) 
         cli.main()
     except SystemExit as e:
         status = int(e.code or 0)
-    except KeyboardInterrupt:  # before main() was there to take it
+    except KeyboardInterrupt as e:
+        if any(frame.name == "main" for frame in traceback.extract_tb(e.__traceback__)):
+            traceback.print_exc()  # which should have taken it
+            os._exit(1)
         print("ublk: interrupted", file=sys.stderr)
         status = ExitCode.INTERRUPTED
     except BaseException:

@@ -104,7 +104,7 @@ def test_a_reload_that_cannot_be_changes_nothing(plain: Unit) -> None:
     assert (plain.pid, plain.device.pid, plain.show("ActiveState")) == (pid, pid, "active")
 
 
-@pytest.mark.parametrize("before", ["_hold_up", "prepare"], ids=["before QUIESCE_DEV", "after it"])
+@pytest.mark.parametrize("before", ["_hold_up", "wait_end", "prepare"])
 def test_a_next_daemon_that_dies(can_quiesce: None, hangs: Unit, drop_ins: Path, before: str) -> None:
     """The old one serves on, or the unit has another one take the device up."""
     dies = drop_ins / "dies.py"
@@ -119,14 +119,16 @@ def test_a_next_daemon_that_dies(can_quiesce: None, hangs: Unit, drop_ins: Path,
         f"[Service]\nExecReload=\nExecReload=/opt/ublkpy/bin/python {dies} upgrade %i\n"
     )
     run("systemctl", "daemon-reload")
-    device, pid = hangs.device, hangs.pid
+    device, pid, cookie = hangs.device, hangs.pid, hangs.device.status().info.ublksrv_flags
+    taken_up = hangs.journal().count("taking up")
     assert subprocess.run(["systemctl", "reload", hangs.full_name], capture_output=True, timeout=60).returncode
-    if before == "prepare":
+    if before != "_hold_up":
         hangs.until_restarted(pid)
-        assert "taking up" in hangs.journal()
+        assert hangs.journal().count("taking up") == taken_up + 1
     assert (hangs.show("ActiveState"), hangs.show("SubState")) == ("active", "running")
     assert hangs.device == device
-    assert hangs.device.pid == hangs.pid
+    assert device.status().info.ublksrv_flags == cookie
+    assert device.pid == hangs.pid
     assert (hangs.pid == pid) is (before == "_hold_up")
 
 

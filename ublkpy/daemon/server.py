@@ -48,6 +48,7 @@ from ublkpy.driver import inspect, state, udev
 from ublkpy.driver.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.system import log
+from ublkpy.system.spawn import wait_end
 from ublkpy.system.wait import readable
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, names
@@ -156,11 +157,12 @@ class Server:
         """
         manager = self._manager
         _log.info("serving /dev/ublkb%d", info.dev_id)
-        asked = False
+        asked = told_to_end = False
         while any(worker.serving for worker in self._workers):
             again = manager and self._refused
             timeout = _RETRY if again else min(PERIOD, manager.period or PERIOD)
             asked = self._woken(timeout) or asked  # also what is said while the helper runs
+            told_to_end |= asked
             manager.alive()
             self._pulse.look()
             self._check_holders(info)
@@ -173,8 +175,8 @@ class Server:
                 self._start_helper(info.dev_id, force=force)
             self._check_workers()
         self._check_workers()
-        held = self._is_held()
         successor = self._channel.holder(UPGRADE) if self._channel else None
+        held = bool(successor) or self._is_held()
         stays = self._stays(info, held)
         self._hang_up()
         # Before the character device is closed: then the id, and the file with it, can be another's.
@@ -184,12 +186,13 @@ class Server:
             state.remove(info.dev_id, self._plan.cookie)
         self._close()
         self._wait_helper()
+        if stays and successor and not self._hand_over(info, successor, told_to_end):
+            held = False
+            self._save(kept=False)
         if stays and not held:
             _log.error("/dev/ublkb%d waits for another daemon, and nobody is about to start one", info.dev_id)
             return 1
-        if stays and successor:
-            self._hand_over(info, successor)
-        else:
+        if not successor:
             _log.info("/dev/ublkb%d has ended", info.dev_id)
         return 0
 
@@ -405,11 +408,18 @@ class Server:
             return False
         return now.ublksrv_flags == self._plan.cookie and (held or now.state != State.DEAD)
 
-    def _hand_over(self, info: DevInfo, successor: int) -> None:
-        """Have the service manager know who goes on. As the last thing: until then it looks after us."""
+    def _hand_over(self, info: DevInfo, successor: int, told_to_end: bool) -> bool:
+        """Have the service manager know who goes on, and that one what we were told; False if it has died.
+
+        As the last thing: until then it is us who are looked after.
+        """
         _log.info("/dev/ublkb%d goes on with process %d", info.dev_id, successor)
         if self._manager and not self._manager.main_process(successor):
             _log.error("the service manager does not know that; see: journalctl -u init.scope")
+        with contextlib.suppress(ProcessLookupError):
+            if told_to_end:
+                os.kill(successor, signal.SIGTERM)
+        return not wait_end(successor, 0)
 
     def _hang_up(self) -> None:
         if self._channel:

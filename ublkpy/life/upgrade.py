@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import time
 from dataclasses import replace
@@ -96,11 +97,21 @@ def upgrade(dev_id: int) -> float | None:
     except TimeoutError as e:
         raise _unanswered(device, f"when it has, process {child.pid} takes over") from e
     except UblkError:
-        left = inspect.status(dev_id)
+        left = _after_the_old_one(dev_id)
         if left.known and left.is_waiting:
             state.write(replace(left.known, kept=False))  # nobody goes on with it: a supervisor may
             log.warning("requests of device %d wait now for: ublk recover -n %d", dev_id, dev_id)
         raise
+
+
+def _after_the_old_one(dev_id: int) -> inspect.DeviceStatus:
+    """What becomes of a device whose new daemon failed; the old one may be about to end, or serve on."""
+    deadline = time.monotonic() + _ANSWER
+    while True:
+        device = inspect.status(dev_id)
+        if device.is_waiting or device.info.state == State.LIVE or time.monotonic() > deadline:
+            return device
+        time.sleep(_LATER)
 
 
 def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
@@ -117,6 +128,7 @@ def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
         _hold_up(dev_id, math.inf)
         if not wait_end(old, _EXIT):
             log.warning("the old daemon has no requests left, but does not end: killing process %d", old)
+            manager.main_process(os.getpid())  # what it would have said as its last word
             wait_end(old, _EXIT, kill=True)
     start = prepare(dev_id)
 
