@@ -24,15 +24,13 @@ _SETTLE = 15.0
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """No test may hang, for a request that nobody answers cannot be killed; and not all is repeated on each kernel."""
-    here = os.environ.get("UBLKPY_KERNEL")
-    first = os.environ.get("UBLKPY_FIRST_KERNEL", here)
-    elsewhere = pytest.mark.skip(reason=f"the same on every kernel: Linux {first} runs it")
+    elsewhere = pytest.mark.skip(reason=f"the same on every kernel: Linux {kernel.FIRST} runs it")
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_TIMEOUT))
-        if first != here and item.get_closest_marker("any_kernel"):
+        if kernel.FIRST != kernel.HERE and item.get_closest_marker("any_kernel"):
             item.add_marker(elsewhere)
 
 

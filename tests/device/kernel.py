@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 MODULES = os.environ.get("UBLKPY_MODULES", "")
+HERE = os.environ.get("UBLKPY_KERNEL")
+FIRST = os.environ.get("UBLKPY_FIRST_KERNEL", HERE)
+"""The series of this one, and of the first of those that the tests are run on."""
 TRACING = Path("/sys/kernel/tracing")
 
 _COMPLAINT = re.compile(
