@@ -108,6 +108,8 @@ def test_an_upgrade(devices: Devices, scratch: Path, step: str, with_command: bo
     """Either the old daemon goes on, or the device waits for ``ublk recover``; its requests are served in the end."""
     if Feature.QUIESCE not in inspect.features():
         pytest.skip("this driver has no UBLK_F_QUIESCE (Linux 6.16)")
+    if step == "making a ring and fetching" and Feature.IO_DESC_SIZE not in inspect.features():
+        pytest.skip("this driver (before Linux 7.3) cannot cancel commands that came for a part of a quiesced device")
     data = disk.pattern(MIB)
     device = devices.loop(disk.image(scratch / "image", MIB, data), queues=2, recovery="reissue")
     old = device.pid
