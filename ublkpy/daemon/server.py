@@ -417,7 +417,7 @@ class Server:
         if self._manager and not self._manager.main_process(successor):
             _log.error("the service manager does not know that; see: journalctl -u init.scope")
         with contextlib.suppress(ProcessLookupError):
-            if told_to_end:
+            if self._manager and told_to_end:  # else a signal that was refused counts no more
                 os.kill(successor, signal.SIGTERM)
         return not wait_end(successor, 0)
 

@@ -26,6 +26,8 @@ from ublkpy.uring.mode import names
 from ublkpy.uring.uapi import Feature, State
 
 _ANSWER = 30.0
+# The command itself gives up before, and is cancelled: a late one could undo the resize that comes next.
+_UPDATE = QUICK + 5.0
 
 
 def resize(dev_id: int, size: int, *, force: bool = False) -> None:
@@ -41,10 +43,10 @@ def resize(dev_id: int, size: int, *, force: bool = False) -> None:
     with held(dev_id, RESIZE, _ANSWER):
         ask(dev_id, "resize", _ANSWER, size=size, done=False)
         try:
-            isolated(f"device {dev_id} to change its size", lambda: _update(dev_id, size), QUICK / 2)
+            isolated(f"device {dev_id} to change its size", lambda: _update(dev_id, size), _UPDATE)
         except TimeoutError as e:
             raise UblkError(
-                f"device {dev_id} did not change its size within {QUICK / 2:g} s", "is it being stopped? see: ublk list"
+                f"device {dev_id} did not change its size within {_UPDATE:g} s", "is it being stopped? see: ublk list"
             ) from e
         ask(dev_id, "resize", _ANSWER, size=size, done=True)
 
