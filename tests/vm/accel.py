@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from .cache import cache
 from .channel import Channel
 from .guest import Guest
-from .kernels import Kernel, cache
+from .kernels import Kernel
 from .machine import KVM, TCG, Accelerator, Machine, boot, qemu
 from .process import output_of
 
