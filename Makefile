@@ -4,12 +4,12 @@
 K ?= 7.3 6.18 6.12
 export PYTHON ?= python3
 # seconds for the device tests on one kernel
-T ?= 2700
+T ?= 4200
 # so many machines at once
 J ?= $(shell nproc)
 
 .NOTPARALLEL:
-.PHONY: help test lint unit device bench demo build sanitized vm wheels clean
+.PHONY: help test lint unit device bench demo docs build sanitized vm wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: build ## speed, in instructions: SUBJECTS="null loop" WORKLOADS= PEER=pat
 
 demo: build ## a file becomes a disk, step by step
 	@scripts/demo
+
+docs: build ## the API reference, docs/api.md, from the docstrings
+	@.venv/bin/python scripts/api.py
 
 build: ## .venv with ublkpy and its tools
 	@scripts/setup build

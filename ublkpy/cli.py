@@ -29,7 +29,10 @@ from ublkpy.cli_options import (
     id_option,
     json_option,
     several,
+    split_words,
+    take_arguments,
 )
+from ublkpy.cli_target import target_group
 from ublkpy.device import Device
 from ublkpy.errors import ConfigError, ExitCode, NoDeviceError, UblkError
 from ublkpy.uring.mode import MODES
@@ -121,7 +124,8 @@ def cli() -> None:
 
 
 @cli.command(cls=Add)
-@click.option("-t", "--type", "target_type", metavar="TARGET", help="target", shell_complete=complete_targets)
+@click.argument("words", nargs=-1, metavar="[TARGET] [KEY=VALUE]...", shell_complete=complete_targets)
+@click.option("-t", "--type", "target_type", metavar="TARGET", help="the same", shell_complete=complete_targets)
 @click.option("-c", "--config", "file", type=click.Path(path_type=Path), help="YAML file; other options win over it")
 @click.option("--foreground", is_flag=True, help="stay attached, log to stderr, end with SIGINT or SIGTERM")
 @json_option
@@ -139,6 +143,7 @@ def cli() -> None:
 def add(
     ctx: click.Context,
     /,
+    words: tuple[str, ...],
     target_type: str | None,
     file: Path | None,
     foreground: bool,
@@ -153,14 +158,23 @@ def add(
     batch: bool,
     **values: Any,
 ) -> int:
-    """Add a device and print its node, /dev/ublkbN, once it can be used."""
+    """Add a device and print its node, /dev/ublkbN, once it can be used.
+
+    TARGET is the name of one, or ./FILE.py[:CLASS], or MODULE:CLASS. KEY=VALUE is for targets that run programs of
+    others.
+    """
     from ublkpy.life.foreground import serve
 
-    said = config.Draft(target_type=ctx.meta[TARGET] if target_type else None)
+    targets, arguments = split_words(words)
+    targets += [target_type] if target_type else []
+    if len(targets) > 1:
+        raise ConfigError(f"two targets: {targets[0]} and {targets[1]}", "leave one of the two out")
+    said = config.Draft(target_type=ctx.meta[TARGET] if targets else None)
     for param in ctx.command.get_params(ctx):
         if isinstance(param, Declared) and values[param.name or ""] is not None:
             section = said.device if param.section == "device" else said.target
             section[param.declared.name] = values[param.name or ""]
+    take_arguments(said, ctx.meta.get(TARGET), arguments)
     _recovery_as_ublksrv(said, r, i, e)
     described = ctx.meta.get(FILE) or config.Draft()
     _mode_as_ublksrv(said, described.device.get("mode", "auto"), zerocopy, usercopy, need_get_data, batch)
@@ -431,6 +445,9 @@ def features(as_json: bool) -> None:
     click.echo(render.features_json(found) if as_json else render.features(found, every=sys.stdout.isatty()))
 
 
+cli.add_command(target_group)
+
+
 @cli.group("udev", cls=_Group)
 def udev_() -> None:
     """Let users add devices of their own (docs/unprivileged.md)."""
@@ -477,9 +494,9 @@ def help_(ctx: click.Context, target_type: str | None, command: str | None) -> N
     assert parent is not None
     if target_type:
         cls = tgt.find(target_type)
-        sub = click.Context(add, info_name=f"add -t {cls.name}", parent=parent)
-        sub.meta[TARGET] = cls.name
-        click.echo(f"{cls.name}: {(cls.__doc__ or '').splitlines()[0]}\n\n{add.get_help(sub)}")
+        sub = click.Context(add, info_name=f"add {target_type}", parent=parent)
+        sub.meta[TARGET] = target_type
+        click.echo(f"{cls.name}: {cls.text().splitlines()[0]}\n\n{add.get_help(sub)}")
     elif command:
         _, found, _ = cli.resolve_command(parent, [command])
         assert found is not None  # a command that there is not raises, with what was perhaps meant

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from click.shell_completion import CompletionItem
 
 from ublkpy import config, tgt
 from ublkpy.errors import ConfigError, UblkError
-from ublkpy.tgt.options import BOOL, Option, parse_size
+from ublkpy.tgt import load
+from ublkpy.tgt.options import ARGUMENT, ARGUMENTS, BOOL, Option, parse_size
 
 
 class Declared(click.Option):
@@ -31,6 +32,8 @@ class Declared(click.Option):
             is_flag=declared.kind is BOOL,
             default=None,
             help=f"{declared.help}{default}{needed}",
+            multiple=declared.kind.several,
+            callback=(lambda ctx, param, value: value or None) if declared.kind.several else None,
         )
 
 
@@ -40,8 +43,10 @@ class _Declared(click.ParamType[Any]):
         self.name = declared.kind.metavar
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        # click calls this for each of several
+        parse = self._declared.kind.parse if self._declared.kind.several else self._declared.parse
         try:
-            return config.absolute(self._declared, self._declared.parse(value), Path.cwd())
+            return config.absolute(self._declared, parse(value), Path.cwd())
         except ValueError as e:
             self.fail(str(e), param, ctx)
 
@@ -88,32 +93,58 @@ class Add(click.Command):
         # With the options of all targets: what looks like -t or -c may be the value of one of them.
         lenient = click.Context(self, parent=ctx, resilient_parsing=True, ignore_unknown_options=True)
         parser = self.make_parser(lenient)
-        for target in tgt.names():
+        for target in load.BUILT_IN:
             for param in options_of(target):
                 param.add_to_parser(parser, lenient)
         said, _, _ = parser.parse_args(list(args))
-        name, file = said.get("target_type"), said.get("file")
+        words = said.get("words")  # without any, it is a mark of click's
+        named, _ = split_words(words if isinstance(words, list | tuple) else ())
+        names = [said.get("target_type"), *named]
+        name = next((name for name in names if isinstance(name, str)), None)
+        file = said.get("file")
         if file:
             # Read once: it may be a pipe.
             ctx.meta[FILE] = config.read_yaml(Path(file))
         if name:
-            return tgt.find(name).name
+            return load.reference(load.find(name))
         return ctx.meta[FILE].target_type if file else None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        target = ctx.meta.get(TARGET)
+        target: str | None = ctx.meta.get(TARGET)
+        of_target = f"Options of target {tgt.find(target).name}" if target else ""
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             mine = isinstance(param, Declared) and param.section == "target"
             if record:
-                groups.setdefault(f"Options of target {target}" if mine else "Options", []).append(record)
+                groups.setdefault(of_target if mine else "Options", []).append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
         if not target:
             formatter.write_paragraph()
             formatter.write_text(f"Targets: {', '.join(tgt.names())}. Their options: ublk help -t TARGET")
+
+
+def split_words(words: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Names of targets, and arguments of the form key=value."""
+    words = list(words)
+    arguments = tuple(word for word in words if ARGUMENT.match(word))
+    return [word for word in words if word not in arguments], arguments
+
+
+def take_arguments(said: config.Draft, target: str | None, arguments: tuple[str, ...]) -> None:
+    """Put them to those that the target's option for that has already. ConfigError if it has none."""
+    if not arguments:
+        return
+    options = tgt.find(target).options.values() if target else ()
+    name = next((opt.name for opt in options if opt.kind is ARGUMENTS), None)
+    if name is None:
+        raise ConfigError(
+            f"{arguments[0]}: " + (f"target {target} takes no key=value" if target else "no target given"),
+            f"ublk help -t {target}" if target else f"add -t with one of: {', '.join(tgt.names())}",
+        )
+    said.target[name] = (*said.target.get(name, ()), *arguments)
 
 
 # In click's meta: the named target, and the values of the file of -c.

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import yaml
 
 from ublkpy import tgt
-from ublkpy.errors import ConfigError
-from ublkpy.tgt import limits
+from ublkpy.errors import ConfigError, UblkError
+from ublkpy.tgt import handlers, limits, load
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.disk import DiskOptions
-from ublkpy.tgt.options import PATH, SECTOR, Option, Size, option
+from ublkpy.tgt.options import CODE, PATH, SECTOR, Option, Size, option
 from ublkpy.uring import mode
 from ublkpy.uring.uapi import IO_DESC_SIZE, MAX_QUEUE_DEPTH
 
@@ -107,16 +107,19 @@ class DeviceConfig:
 
     def open(self) -> Geometry:
         """Open the target: what the device looks like. Raises UblkError, and leaves nothing open then."""
-        found = self.target.open()
+        found = handlers.open_target(self.target)
         try:
-            return limits.settle(self.device, found)
+            return limits.settle(self.device, handlers.fit(self.target, found))
         except BaseException:
             self.target.close()
             raise
 
     def dump(self) -> dict[str, Any]:
         """The configuration as plain values, for the state file; ``from_dump`` takes it back."""
-        return {"device": self.device.dump(), "target": {"type": self.target.name, **self.target.dump()}}
+        return {
+            "device": self.device.dump(),
+            "target": {"type": load.reference(type(self.target)), **self.target.dump()},
+        }
 
 
 @dataclass
@@ -135,7 +138,10 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
     file = file or Draft()
     target_type = said.target_type or file.target_type
     if target_type is None:
-        raise ConfigError("no target given", f"add -t with one of: {', '.join(tgt.names())}")
+        raise ConfigError(
+            "no target given",
+            f"name a file of yours, such as ./disk.py, or add -t with one of: {', '.join(tgt.names())}",
+        )
     if file.target_type not in (None, target_type):
         raise ConfigError(f"the file is for a {file.target_type} target, not {target_type}", "leave -t out, or -c")
     cls = tgt.find(target_type)
@@ -148,7 +154,13 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
                 f"ublk help -t {target_type}",
             )
     device = DeviceOptions(file.device | said.device)
-    target = cls(values)
+    try:
+        target = cls(values)
+    except TypeError as e:
+        raise UblkError(
+            f"target {cls.name} cannot be made: {e}",
+            "its __init__ has to take what that of Target takes; open() is the place to set things up",
+        ) from e
     try:
         return DeviceConfig(device, target)
     except ConfigError as e:
@@ -160,6 +172,12 @@ def build(said: Draft, file: Draft | None = None) -> DeviceConfig:
 def _check(device: DeviceOptions, target: Target) -> None:
     """ConfigError for options that do not go together."""
     limits.check(device, getattr(target, "size", None))
+    if device.recovery != "none" and not load.is_found_again(type(target)):
+        raise ConfigError(
+            f"a next daemon could not find target {target.name}: its class is not at the top of a file",
+            f"define {type(target).__qualname__} there, or do without recovery",
+            ["recovery"],
+        )
     if device.name is not None and re.fullmatch(r"|[/+-].*|\d+", device.name):
         raise ConfigError(
             f"name {device.name!r} could be taken for an id, a path or an option",
@@ -232,9 +250,30 @@ def from_dump(data: Mapping[str, Any]) -> DeviceConfig:
     )
 
 
+def parse_options(said: Mapping[str, Any]) -> DeviceOptions:
+    """Those of a device, as YAML writes them or parsed already; paths are from the working folder on. ConfigError."""
+    values = {}
+    for name, raw in said.items():
+        opt = DeviceOptions.options.get(name)
+        if opt is None:
+            close = difflib.get_close_matches(name, DeviceOptions.options, n=1)
+            raise ConfigError(
+                f"no device has an option {name}",
+                f"did you mean {close[0]}?" if close else f"there are: {', '.join(DeviceOptions.options)}",
+            )
+        if raw is None and opt.default is None:
+            continue
+        try:
+            value = opt.parse(os.fspath(raw) if isinstance(raw, os.PathLike) else raw)
+        except ValueError as e:
+            raise ConfigError(f"{name}: {e}", f"it is: {opt.help}", [name]) from e
+        values[name] = absolute(opt, value, Path.cwd())
+    return DeviceOptions(values)
+
+
 def absolute(opt: Option, value: Any, base: Path) -> Any:
     """``value`` with a relative path taken from ``base``: the daemon has another working folder."""
-    if opt.kind is PATH and value is not None:
+    if opt.kind in (PATH, CODE) and value is not None:
         return Path(os.path.abspath(base / value))  # noqa: PTH100 - resolve() would follow links
     return value
 
@@ -312,12 +351,14 @@ class _Reader:
             what = f"{type_node.value!r} is not the name of a target" if type_node.value else "has no value"
             self._mistake(type_node, "target.type", f"{what}: one of {', '.join(tgt.names())}")
             return
+        if load.is_file(name):  # from where this file is
+            name = os.path.join(self._path.absolute().parent, os.path.expanduser(name))  # noqa: PTH111, PTH118
         try:
-            cls = tgt.find(name)
+            cls = load.find(name, said_by_file=True)
         except ConfigError as e:
             self._mistake(type_node, "target.type", f"{e.message}; {e.hint}")
             return
-        draft.target_type = name
+        draft.target_type = load.reference(cls)
         draft.target = self._values(entries, cls.options, "target.", extra=["type"])
         self._places["target"] = self._place(node.start_mark.line, "target")
 
@@ -340,14 +381,18 @@ class _Reader:
                 continue
             opt = options[name]
             self._places[name] = self._place(key_node.start_mark.line, f"{prefix}{name}")
-            raw = self._scalar(node, f"{prefix}{name}")
+            read = self._list if opt.kind.several else self._scalar
+            raw = read(node, f"{prefix}{name}")
             if raw is _NOT_SCALAR:
                 continue
             try:
-                if opt.kind is PATH and isinstance(raw, str):
+                if opt.kind in (PATH, CODE) and isinstance(raw, str):
                     # As the shell does on the command line.
                     raw = os.path.expanduser(raw)  # noqa: PTH111 - Path would make ~ of ./~
                 values[name] = absolute(opt, opt.parse(raw), self._path.absolute().parent)
+                if opt.kind is CODE:
+                    values[name] = load.without_links(values[name])
+                    load.check_writers(values[name])
             except ValueError as e:
                 # The words of the file, not what YAML or Python makes of them: 'yes', not True.
                 reason = str(e).replace(repr(raw), repr(node.value), 1) if raw is not None else "has no value"
@@ -377,6 +422,13 @@ class _Reader:
                 return _NOT_SCALAR
         self._mistake(node, path, "expected a single value here")
         return _NOT_SCALAR
+
+    def _list(self, node: yaml.Node, path: str) -> Any:
+        if not isinstance(node, yaml.SequenceNode):
+            self._mistake(node, path, "expected a list here, such as [key=value, key=value]")
+            return _NOT_SCALAR
+        found = [self._scalar(one, path) for one in node.value]
+        return _NOT_SCALAR if _NOT_SCALAR in found else found
 
     def _mistake(self, node: yaml.Node, path: str, what: str) -> None:
         line = node.start_mark.line

@@ -1,50 +1,95 @@
-"""A ublk device, for Python programs: all that the ``ublk`` command does.
+"""A ublk device, for Python programs: all that the ``ublk`` command does, and devices of the program's own.
 
 ::
 
     from ublkpy import Device
 
-    device = Device.add("disk.yaml")
+    with Device(Ram({"size": 1 << 30}), queues=2) as device:  # served by this program, see docs/write-a-target.md
+        print(device.node)
+
+    device = Device.add("disk.yaml")  # by a daemon
     device.resize(2 << 30)
     device.delete()
 
 Every method raises ``ublkpy.errors.UblkError``, which has a message and a hint, and needs the privileges that the
-command needs. None is bound to a thread, but most of them fork, and so want a process without threads of its own.
+command needs. None is bound to a thread. Most of them fork for a moment, but not what serves and deletes a device of
+this program.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from ublkpy.errors import NoDeviceError
+from ublkpy.errors import ConfigError, NoDeviceError, UblkError
 
 if TYPE_CHECKING:
     from ublkpy.config import DeviceConfig
     from ublkpy.driver.inspect import DeviceStatus
+    from ublkpy.life.within import Session
+    from ublkpy.tgt.base import Target
     from ublkpy.uring.uapi import ParamGroups
+
+_log = logging.getLogger(__name__)
 
 # Each method imports what it needs: the command starts quicker.
 
 
-@dataclass(frozen=True, order=True)
+@functools.total_ordering
 class Device:
-    """The device with this id, whether it exists or not."""
+    """The device with an id, whether it exists or not; or that of a target, served by threads of this process.
 
-    dev_id: int
+    As a context manager, it is deleted at the end of the block, in use or not; with ``async with``, the event loop goes
+    on meanwhile. A target's device is served from the beginning of the block on, or from ``serve`` until ``delete``.
+    """
+
+    def __init__(self, what: int | Target, **options: Any) -> None:
+        """``options`` are those of every device, such as ``queues=2``, for a target. ConfigError for what makes no
+        sense."""
+        self._session: Session | None = None
+        if not isinstance(what, int):
+            from ublkpy.life.within import Session
+
+            self._session = Session(what, options)
+        elif options:
+            raise ConfigError(
+                f"device {what} is there, or not, as it was added: it takes no {', '.join(options)}",
+                "give options to Device(target, ...), or to Device.add()",
+            )
+        else:
+            self._dev_id = what
 
     @classmethod
-    def add(cls, what: DeviceConfig | str | Path, on_ready: Callable[[int], None] = lambda dev_id: None) -> Device:
-        """Serve a new device, configured or described by a YAML file, from a daemon of its own.
+    def add(
+        cls,
+        what: DeviceConfig | Target | str | Path,
+        on_ready: Callable[[int], None] = lambda dev_id: None,
+        **options: Any,
+    ) -> Device:
+        """Serve a new device, described by a YAML file or a DeviceConfig, from a daemon of its own; or that of a
+        target, with ``options``.
 
         ``on_ready`` is called with the id once the node can be opened; what it raises takes the device back.
         """
-        from ublkpy.config import DeviceConfig, Draft, build, read_yaml
+        from ublkpy.config import DeviceConfig, Draft, build, parse_options, read_yaml
         from ublkpy.life.add import add
+        from ublkpy.tgt.base import Target
 
-        config = what if isinstance(what, DeviceConfig) else build(Draft(), read_yaml(Path(what)))
+        if isinstance(what, Target):
+            config = DeviceConfig(parse_options(options), what)
+        elif options:
+            raise ConfigError(
+                f"{', '.join(options)}: options are for a target; {what} says its own",
+                "say them there, or leave them out",
+            )
+        else:
+            config = what if isinstance(what, DeviceConfig) else build(Draft(), read_yaml(Path(what)))
         device = cls(add(config, on_ready))
         device._supervise(config)
         return device
@@ -57,9 +102,83 @@ class Device:
         return [cls(dev_id) for dev_id in device_ids()]
 
     @property
+    def dev_id(self) -> int:
+        """Its id. NoDeviceError for a target that is not served yet, or no longer."""
+        return self._session.dev_id if self._session else self._dev_id
+
+    @property
+    def target(self) -> Target | None:
+        """What this program serves; None for a device with an id."""
+        return self._session.target if self._session else None
+
+    @property
     def node(self) -> str:
         """The block device."""
         return f"/dev/ublkb{self.dev_id}"
+
+    def __eq__(self, other: object) -> bool:
+        """Devices with an id are the same if that is."""
+        if not isinstance(other, Device) or self._session or other._session:
+            return self is other
+        return self._dev_id == other._dev_id
+
+    def __hash__(self) -> int:
+        return id(self) if self._session else hash(self._dev_id)
+
+    def __lt__(self, other: Device) -> bool:
+        return self.dev_id < other.dev_id
+
+    def __repr__(self) -> str:
+        if self._session:
+            where = f" at /dev/ublkb{self._session.dev_id}" if self._session.is_serving else ""
+            return f"<Device of target {self._session.target.name}{where}>"
+        return f"Device({self._dev_id})"
+
+    def __enter__(self) -> Device:
+        if self._session:
+            self._session.serve()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self._leave()
+        except UblkError as e:
+            if error is None:
+                raise
+            _log.error("%s", e.message)  # and what ended the block goes on
+
+    async def __aenter__(self) -> Device:
+        try:
+            await _in_thread(self.__enter__)
+        except asyncio.CancelledError:
+            await _in_thread(self._leave)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await _in_thread(lambda: self.__exit__(kind, error, tb))
+
+    def _leave(self) -> None:
+        if self._session:
+            self._session.delete(force=True)
+            return
+        from ublkpy.driver.users import openers
+
+        with contextlib.suppress(NoDeviceError):  # deleted in the block
+            # Who has it open, perhaps this very program, may be waiting for us.
+            self.delete(force=True, wait=not openers(self.dev_id, server=False))
+
+    def serve(self) -> None:
+        """Have threads of this process serve the target's device, from when this returns until ``delete``, or the end
+        of the program. BusyError if they do already."""
+        if not self._session:
+            raise ConfigError(
+                f"device {self.dev_id} is known by its id alone: there is no target to serve it with",
+                "Device(target) has one; a device that was stopped is served again with start()",
+            )
+        self._session.serve()
 
     def exists(self) -> bool:
         """Whether the driver knows the id."""
@@ -82,10 +201,22 @@ class Device:
         return params(self.dev_id)
 
     def delete(self, *, force: bool = False, wait: bool = True) -> None:
-        """Stop and delete it. BusyError if it is in use, unless ``force``, which also kills a stuck daemon."""
+        """Stop and delete it. BusyError if it is in use, unless ``force``, which also kills a stuck daemon.
+
+        That of a target may be gone already. If it went by itself, because a queue failed, UblkError says so.
+        """
+        if session := self._session or self._served_here():
+            session.delete(force=force)
+            return
         from ublkpy.driver.delete import delete
 
         delete(self.dev_id, force=force, wait=wait)
+
+    def _served_here(self) -> Session | None:
+        """Who waits for STOP_DEV of a device that he serves may wait for ever: daemon/server.py."""
+        from ublkpy.life.within import find
+
+        return find(self.dev_id)
 
     def stop(self, *, safe: bool = False, force: bool = False) -> None:
         """Take the block device away, but keep the id and what it was, for ``start``.
@@ -143,3 +274,17 @@ class Device:
             from ublkpy.life.supervise import supervise
 
             supervise(self.dev_id)
+
+
+async def _in_thread(action: Callable[[], Any]) -> None:
+    """Not on the event loop; cancelled only when it is done."""
+    working = asyncio.ensure_future(asyncio.to_thread(action))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([working])
+        if error := working.exception():
+            _log.error("%s", error)
+        raise

@@ -13,6 +13,16 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
+__all__ = [
+    "BusyError",
+    "ConfigError",
+    "DriverError",
+    "ExitCode",
+    "InterruptedByUser",
+    "NoDeviceError",
+    "UblkError",
+]
+
 
 class ExitCode(IntEnum):
     """Exit status of the ``ublk`` command.
@@ -23,22 +33,30 @@ class ExitCode(IntEnum):
     """
 
     OK = 0
+    """Done."""
     FAILED = 1
-    USAGE = 2  # command line or configuration
+    """Anything else that the user can understand."""
+    USAGE = 2
+    """Command line or configuration."""
     NO_DEVICE = 3
-    BUSY = 4  # in use, or exists already
-    NO_DRIVER = 5  # no driver or no privilege
+    """No such device."""
+    BUSY = 4
+    """In use, or exists already."""
+    NO_DRIVER = 5
+    """No driver, or no privilege."""
     INTERRUPTED = 130
+    """Ctrl-C, as a shell has it."""
 
 
 class UblkError(Exception):
     """A failure that the user can understand: what happened, and what to do.
 
-    ``hint`` is the cure, best a command to run. Both are full sentences
-    without a final full stop.
+    ``message`` is what happened, ``hint`` the cure, best a command to run, or
+    empty. Both are full sentences without a final full stop. Targets raise it too.
     """
 
     exit_code = ExitCode.FAILED
+    """What the ``ublk`` command ends with."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -46,7 +64,9 @@ class UblkError(Exception):
         self.hint = hint
 
     def to_dict(self) -> dict[str, Any]:
-        """The error as it travels from the daemon to the command that waits for it."""
+        """The error as it travels from the daemon to the command that waits for it: ``kind`` (the class's name),
+        ``message`` and ``hint``, without what a class has besides.
+        """
         return {"kind": type(self).__name__, "message": self.message, "hint": self.hint}
 
 
@@ -61,7 +81,7 @@ class ConfigError(UblkError):
 
 
 class NoDeviceError(UblkError):
-    """The device id does not exist."""
+    """The driver knows no device with this id."""
 
     exit_code = ExitCode.NO_DEVICE
 
@@ -73,13 +93,13 @@ class BusyError(UblkError):
 
 
 class DriverError(UblkError):
-    """The driver is absent, or closed to us."""
+    """The ublk driver is not loaded, or this user may not use it, or the device."""
 
     exit_code = ExitCode.NO_DRIVER
 
 
 class InterruptedByUser(UblkError):
-    """Ctrl-C, or a request to end, came before the work was done."""
+    """Ctrl-C, or a signal to end, came before the work was done."""
 
     exit_code = ExitCode.INTERRUPTED
 

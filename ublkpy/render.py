@@ -67,7 +67,7 @@ _FEATURE_GIVES = {
 def devices(found: Sequence[DeviceStatus], troubles: Mapping[int, str]) -> str:
     """One line a device. Columns never change their order; an unknown value is a dash."""
     head = ["ID", "NODE", "TARGET", "SIZE", "STATE", "QUEUES", "MODE", "PID", "BACKING"]
-    return _table([head, *([*map(str, _row(device, troubles.get(device.info.dev_id)))] for device in found)])
+    return table([head, *([*map(str, _row(device, troubles.get(device.info.dev_id)))] for device in found)])
 
 
 def _row(device: DeviceStatus, trouble: str | None) -> list[object]:
@@ -118,7 +118,7 @@ def features(found: Feature, *, every: bool) -> str:
     """
     shown = {flag: gives for flag, gives in _FEATURE_GIVES.items() if every or flag in found}
     rows = [[flag.name or "", "yes" if flag in found else "no", gives] for flag, gives in shown.items()]
-    return f"ublk_drv features: {int(found):#x}\n{_table(rows, indent='  ')}"
+    return f"ublk_drv features: {int(found):#x}\n{table(rows, indent='  ')}"
 
 
 def features_json(found: Feature) -> str:
@@ -136,7 +136,7 @@ def params(found: ParamGroups) -> str:
     """A line a parameter: its name and value in the kernel, and what that stands for."""
     values = {f"{group}.{name}": value for group, members in found.items() for name, value in members.items()}
     rows = [[name, str(value), _meaning(name, value)] for name, value in values.items()]
-    return _table([["PARAMETER", "VALUE", "MEANING"], *rows])
+    return table([["PARAMETER", "VALUE", "MEANING"], *rows])
 
 
 def _meaning(name: str, value: int) -> str:
@@ -168,7 +168,7 @@ def to_json(data: dict[str, Any]) -> str:
     return json.dumps({"version": JSON_VERSION, **data}, indent=2, ensure_ascii=False)
 
 
-def _table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+def table(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     """Columns as wide as they need to be: nothing is cut, so that a pipe gets all of it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

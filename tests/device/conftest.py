@@ -13,6 +13,7 @@ import pytest
 
 from ublkpy.driver import inspect
 from ublkpy.driver.ctrl import CONTROL
+from ublkpy.testing import ublk_device as ublk_device
 from ublkpy.uring.mode import MODES
 
 from . import kernel, traces

@@ -57,10 +57,18 @@ def run(*argv: str | Path) -> str:
     return done.stdout
 
 
+_NEEDS = {
+    "btrfs": ("libcrc32c", "xor", "raid6_pq", "libblake2b", "crc32c-cryptoapi")
+}  # each kernel has some of them as modules
+
+
 def load_module(name: str, *parameters: str) -> None:
     """Load a module, once; the test is skipped where there is none."""
-    if Path(f"/sys/module/{name}").exists():
+    if Path("/sys/module", name.replace("-", "_")).exists():
         return
+    for needed in _NEEDS.get(name, ()):
+        if MODULES and Path(MODULES, f"{needed}.ko").exists():
+            load_module(needed)
     file = Path(MODULES) / f"{name}.ko"
     argv = ["insmod", str(file), *parameters] if MODULES and file.exists() else ["modprobe", name, *parameters]
     done = subprocess.run(argv, capture_output=True, text=True)

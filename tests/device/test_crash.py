@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ublkpy import Device as Api
-from ublkpy.daemon import channel, run, server
+from ublkpy.daemon import cdev, channel, run, server
 from ublkpy.driver import inspect, state
 from ublkpy.driver.ctrl import Control
 from ublkpy.errors import ExitCode
@@ -26,7 +26,7 @@ Step = tuple[Any, str]
 """What the daemon has just done when it dies: in this module or class, this function."""
 
 QUEUES: dict[str, Step] = {
-    "opening the character device": (server, "_open_cdev"),
+    "opening the character device": (cdev, "open_cdev"),
     "mapping a queue": (Memory, "__init__"),
     "making a ring and fetching": (Queue, "__init__"),
     "fetching all": (server.Server, "_start_workers"),

@@ -25,7 +25,7 @@ from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 
 COMMANDS = ["add", "del", "list", "recover", "upgrade", "stop", "start", "quiesce", "resize", "set-affinity"]
-COMMANDS += ["params", "features", "udev", "check", "help"]
+COMMANDS += ["params", "features", "target", "udev", "check", "help"]
 
 no_driver = pytest.mark.skipif(CONTROL.exists(), reason=f"{CONTROL} exists: nothing to be said about its absence")
 
@@ -135,7 +135,7 @@ def test_mistyped_target(ublk: Run, args: list[str]) -> None:
 
 
 def test_unknown_target_lists_all(ublk: Run) -> None:
-    assert "hint: targets are: loop, null" in usage_error(ublk("add", "-t", "zzz"))
+    assert "hint: targets are: loop, nbdkit-python, null" in usage_error(ublk("add", "-t", "zzz"))
 
 
 # -- usage ---------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_unknown_target_lists_all(ublk: Run) -> None:
         (["add"], "no target given"),
         (["add", "-f", "x"], "no target given"),
         (["add", "-t"], "requires an argument"),
-        (["add", "-t", "null", "extra"], "unexpected extra argument"),
+        (["add", "-t", "null", "extra"], "two targets: extra and null"),
         (["add", "-t", "null", "-f", "x"], "No such option '-f'"),
         (["add", "-t", "null", "-d", "0"], "'-d' / '--depth': 0 is out of range: 1 to 4096"),
         (["add", "-t", "null", "-d", "x"], "'x' is not a whole number"),
@@ -269,6 +269,45 @@ def test_device_options(ublk: Run, added: list[DeviceConfig], args: list[str], v
     assert ublk("add", "-t", "null", *args) == Result(0, "/dev/ublkb7\n", "")
     (config,) = added
     assert {name: getattr(config.device, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("args", "values"),
+    [
+        ([], None),
+        (["size=1M", "file=/x"], ("size=1M", "file=/x")),
+        (["--args", "size=1M", "--args", "a=b=c", "d="], ("size=1M", "a=b=c", "d=")),
+    ],
+    ids=words,
+)
+@pytest.mark.parametrize("named", [["-t", "nbdkit-python"], ["nbdkit-python"]], ids=words)
+def test_arguments(
+    ublk: Run, added: list[DeviceConfig], named: list[str], args: list[str], values: tuple[str, ...] | None
+) -> None:
+    assert ublk("add", *named, "--script", "/x.py", *args) == Result(0, "/dev/ublkb7\n", "")
+    assert ublk("add", *args, "--script", "/x.py", *named).code == 0
+    for config in added:
+        assert config.target.dump().get("args") == (list(values) if values else None)
+
+
+def test_arguments_win_over_those_of_a_file(ublk: Run, added: list[DeviceConfig], tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("target: {type: nbdkit-python, script: x.py, args: [size=1M, a=b]}\n")
+    assert ublk("add", "-c", tmp_path / "x.yaml", "size=2M").code == 0
+    assert added[0].target.dump()["args"] == ["size=2M"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["-t", "null", "size=1M"], "size=1M: target null takes no key=value"),
+        (["size=1M"], "size=1M: no target given"),
+        (["-t", "nbdkit-python", "--script", "x", "--args", "size"], "'size' is not of the form key=value"),
+        (["nbdkit-python", "extra", "a=b"], "two targets: nbdkit-python and extra"),
+    ],
+    ids=words,
+)
+def test_arguments_that_nobody_takes(ublk: Run, args: list[str], said: str) -> None:
+    assert said in usage_error(ublk("add", *args))
 
 
 @pytest.mark.parametrize(
@@ -427,7 +466,7 @@ def test_help_of_a_target_shows_every_option(ublk: Run, target: str) -> None:
 
 
 def test_help_of_add_without_a_target_says_where_their_options_are(ublk: Run) -> None:
-    assert "Targets: loop, null. Their options: ublk help -t TARGET" in ublk("add", "--help").out
+    assert "Targets: loop, nbdkit-python, null. Their options: ublk help -t TARGET" in ublk("add", "--help").out
 
 
 def test_help_writes_choices_as_they_are_typed(ublk: Run) -> None:
@@ -602,9 +641,9 @@ def complete(typed: str) -> tuple[list[str], str]:
     ("typed", "offered"),
     [
         ("ublk re", ["recover", "resize"]),
-        ("ublk add -t ", ["loop", "null"]),
+        ("ublk add -t ", ["loop", "nbdkit-python", "null"]),
         ("ublk add -t l", ["loop"]),
-        ("ublk help -t ", ["loop", "null"]),
+        ("ublk help -t ", ["loop", "nbdkit-python", "null"]),
         ("ublk add -t loop --buf", ["--buffered_io", "--buffered-io"]),
         ("ublk add -t null --recovery ", ["none", "queue", "reissue", "fail"]),
     ],
@@ -709,7 +748,9 @@ def test_start_is_quick_because_nothing_is_imported_in_vain() -> None:
     assert json.loads(shown.stdout.replace("'", '"')) == [
         "ublkpy.tgt.base",
         "ublkpy.tgt.disk",
+        "ublkpy.tgt.handlers",
         "ublkpy.tgt.limits",
+        "ublkpy.tgt.load",
         "ublkpy.tgt.options",
     ]
 

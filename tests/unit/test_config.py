@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ublkpy.config import DeviceConfig, DeviceOptions, Draft, build, from_dump, read_yaml
-from ublkpy.errors import ConfigError
+from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.mode import MODES
@@ -282,17 +282,20 @@ def test_no_target(write: Write) -> None:
 
 
 def test_target_without_type(write: Write) -> None:
-    assert mistakes(write("target:\n  size: 1G")) == ["2: target: type is missing: one of loop, null", "      size: 1G"]
+    assert mistakes(write("target:\n  size: 1G")) == [
+        "2: target: type is missing: one of loop, nbdkit-python, null",
+        "      size: 1G",
+    ]
 
 
 def test_type_without_a_value_is_not_the_null_target(write: Write) -> None:
-    assert mistakes(write("target:\n  type:\n"))[0] == "2: target.type: has no value: one of loop, null"
+    assert mistakes(write("target:\n  type:\n"))[0] == "2: target.type: has no value: one of loop, nbdkit-python, null"
 
 
 def test_unknown_target(write: Write) -> None:
     assert mistakes(write("target: {type: lop}"))[0] == "1: target.type: there is no target 'lop'; did you mean loop?"
     assert mistakes(write("target: {type: qcow3}"))[0] == (
-        "1: target.type: there is no target 'qcow3'; targets are: loop, null"
+        "1: target.type: there is no target 'qcow3'; targets are: loop, nbdkit-python, null; or ./FILE.py"
     )
 
 
@@ -487,7 +490,7 @@ def test_other_target_than_the_file() -> None:
 def test_no_target_anywhere() -> None:
     with pytest.raises(ConfigError, match="no target given") as caught:
         build(Draft())
-    assert "loop, null" in caught.value.hint
+    assert "loop, nbdkit-python, null" in caught.value.hint
 
 
 def test_required_option_that_nobody_gave() -> None:
@@ -688,3 +691,46 @@ def test_root_takes_no_file_that_anybody_can_write(write: Write, mode: int, refu
         read_yaml(path)
     assert caught.value.message == f"{path} can be written by anybody, and says what root is to open"
     assert caught.value.hint == f"chmod o-w {path}"
+
+
+# -- lists and programs --------------------------------------------------------------------
+
+
+def test_a_list_of_arguments(write: Write, tmp_path: Path) -> None:
+    draft = read_yaml(write("target:\n  type: nbdkit-python\n  script: x.py\n  args:\n  - size=1M\n  - note=a b\n"))
+    assert draft.target == {"script": tmp_path / "x.py", "args": ("size=1M", "note=a b")}
+    assert build(Draft(target={"args": ("size=2M",)}), draft).target.dump()["args"] == ["size=2M"]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ("size=1M", "expected a list here, such as [key=value, key=value]"),
+        ("{size: 1M}", "expected a list here, such as [key=value, key=value]"),
+        ("[size=1M, size]", "'size' is not of the form key=value"),
+        ("[size=1M, 3]", "3 is not of the form key=value"),
+        ("[size=1M, [a=b]]", "expected a single value here"),
+    ],
+)
+def test_a_list_that_is_none(write: Write, value: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(write(f"target: {{type: nbdkit-python, script: x.py, args: {value}}}\n"))
+    assert f"disk.yaml:1: target.args: {what}" in caught.value.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others' files are none of our concern")
+def test_root_takes_no_script_from_others_that_a_file_names(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "x.py").touch()
+    (tmp_path / "x.py").chmod(0o666)
+    with pytest.raises(UblkError, match="is code that others than root can change"):
+        read_yaml(write("target: {type: nbdkit-python, script: x.py}\n"))
+
+
+def test_a_class_with_an_init_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "disk.py"
+    path.write_text(
+        "from ublkpy import Target\n\n\nclass Mine(Target):\n    def __init__(self):\n        pass\n\n    open = None\n"
+    )
+    with pytest.raises(UblkError, match="target mine cannot be made: ") as caught:
+        build(Draft(target_type=str(path)))
+    assert "open() is the place" in caught.value.hint

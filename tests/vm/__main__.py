@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import host, kernels
+from . import host, kernels, nbdkit
 from .accel import choose
 from .errors import SetupError
 from .guest import PRIVATE
@@ -64,6 +64,7 @@ async def _main(parts: Sequence[argparse.Namespace]) -> int:
     if first.fetch is not None:
         for kernel in await kernels.provide(_all_known(first.fetch or kernels.SERIES)):
             print(f"{kernel.series}\t{kernel.release}\t{kernel.folder}")
+        await nbdkit.provide()
         return 0
     jobs = [_job(part, os.environ) for part in parts]
     if _on_host(first.on, os.environ):
@@ -130,7 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--on", choices=("auto", "vm", "host"), default="auto", help="auto: host if UBLKPY_TEST_ON=host, else vm")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--pytest", metavar="...", nargs=argparse.REMAINDER, help="run .venv's pytest on these")
-    what.add_argument("--fetch", metavar="SERIES", nargs="*", help="only fetch kernels into the cache, and list them")
+    what.add_argument(
+        "--fetch",
+        metavar="SERIES",
+        nargs="*",
+        help="only fetch what tests need into the cache, and list kernels",
+    )
     what.add_argument("command", metavar="COMMAND", nargs="*", default=[], help="the command")
     return parser
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from . import nbdkit
 from .channel import Channel
 from .console import before, excerpt, tail, unexpected
 from .guest import OVER_MARK, WATCHDOG_MARK, Guest
@@ -105,6 +106,7 @@ async def _attempt(job: Job, kernel: Kernel, accelerator: Accelerator, lane: Lan
             **job.environment,
             "UBLKPY_KERNEL": kernel.series,
             "UBLKPY_MODULES": str(kernel.modules),
+            "UBLKPY_NBDKIT_EXAMPLES": str(nbdkit.folder()),
         },
     )
     machine = Machine(kernel, accelerator, job.cpus, job.memory)

@@ -51,9 +51,13 @@ class Plan:
             features,
             options.depth,
             options.threads_per_queue,
-            user_copy=target.has_metadata or not (target.moves_data or options.unprivileged),
-            recovers=recovers,
+            user_copy=self._copies_itself(),
+            batches=not (recovers or self.geometry.zones),
         )
+        if self.geometry.zones and options.unprivileged:
+            raise UblkError("an unprivileged device cannot be zoned: the driver refuses it", "add it as root")
+        if self.geometry.zones and mode.name != "user-copy":
+            raise UblkError(f"a zoned disk cannot be served in mode {mode.name}", "leave mode out, or say user-copy")
         if options.shmem_zc:
             mode = sharing(mode, features, recovers)
         needed[f"mode {mode.name}"] = mode.flags
@@ -63,6 +67,13 @@ class Plan:
             # What the kernel had in its pages before could look like partitions.
             needed["a target without data"] = Feature.NO_AUTO_PART_SCAN & features
         return mode, needed
+
+    def _copies_itself(self) -> bool:
+        """Whether the driver gives what the target needs only to who copies data himself, or no data is copied."""
+        options, target = self.config.device, self.config.target
+        if target.has_metadata or self.geometry.zones:
+            return True
+        return not (target.moves_data or options.unprivileged)
 
     def _features(self) -> dict[str, Feature]:
         """What was asked for; the mode comes on top."""
@@ -74,6 +85,8 @@ class Plan:
             needed[f"io_desc_size {options.io_desc_size}"] = Feature.IO_DESC_SIZE
         if self.geometry.integrity:
             needed[f"metadata_size {self.geometry.integrity.metadata_size}"] = Feature.INTEGRITY
+        if self.geometry.zones:
+            needed["a zoned disk"] = Feature.ZONED
         if options.part_scan is False:
             needed["--no-part-scan"] = Feature.NO_AUTO_PART_SCAN
         return needed
@@ -81,6 +94,7 @@ class Plan:
     def params(self, max_io_buf_bytes: int, mode: Mode) -> Params:
         """The geometry in the driver's terms."""
         g, max_sectors = self.geometry, self.config.device.max_sectors
+        max_io_bytes = min(max_io_buf_bytes, max_sectors * SECTOR) if max_sectors else max_io_buf_bytes
         attrs = Attr(0)
         for attr, on in (
             (Attr.READ_ONLY, g.read_only),
@@ -90,7 +104,7 @@ class Plan:
             attrs |= attr if on else Attr(0)
         return Params(
             size=g.size,
-            max_io_bytes=min(max_io_buf_bytes, max_sectors * SECTOR) if max_sectors else max_io_buf_bytes,
+            max_io_bytes=max_io_bytes,
             attrs=attrs,
             logical_block=g.logical_block,
             physical_block=g.physical_block,
@@ -102,4 +116,5 @@ class Plan:
             max_discard_sectors=g.max_discard_bytes // SECTOR if g.discard_granularity else 0,
             max_write_zeroes_sectors=g.max_write_zeroes_bytes // SECTOR if g.discard_granularity else 0,
             integrity=g.integrity,
+            zones=g.zones.within(max_io_bytes) if g.zones else None,
         )

@@ -28,7 +28,10 @@ _AT_ONCE = 16
 
 
 class Pulse:
-    """What the daemon's main thread knows of its queues; ``is_waiting`` says whether they have unanswered requests."""
+    """What the daemon's main thread knows of its queues; ``is_waiting`` says whether they have unanswered requests.
+
+    ``seconds`` is what it saw at its last look.
+    """
 
     def __init__(self, dev_id: int, is_waiting: Callable[[], bool]) -> None:
         self._dev_id = dev_id
@@ -36,6 +39,7 @@ class Pulse:
         self._done: tuple[int, ...] | None = None
         self._since: float | None = None
         self._told = False
+        self.seconds = 0.0
 
     def look(self) -> float:
         """For how many seconds at least there are requests and none was answered. To be called every PERIOD."""
@@ -45,8 +49,9 @@ class Pulse:
             if self._told:
                 _log.warning("requests are answered again")
             self._done, self._since, self._told = done, now if is_waiting else None, False
+            self.seconds = 0.0
             return 0.0
-        seconds = now - self._since
+        seconds = self.seconds = now - self._since
         if seconds >= _PATIENCE and not self._told:
             _log.warning("requests wait, and none was answered for %.0f s", seconds)
             self._told = True
@@ -69,9 +74,12 @@ def troubles(devices: Sequence[DeviceStatus]) -> dict[int, str]:
 
 def _trouble(device: DeviceStatus) -> str:
     dev_id, pid = device.info.dev_id, device.pid
+    within = device.known is not None and device.known.within
     try:
         pulse = ask(dev_id, "pulse", _ANSWER)
     except SilentError:
+        if within:
+            return f"process {pid}, the program that serves it itself, does not answer; if that lasts, end it"
         recover = Feature.USER_RECOVERY in device.info.flags
         cure = f"kill -9 {pid}; ublk recover -n {dev_id}" if recover else f"ublk del --force -n {dev_id}"
         return f"its daemon does not answer; if that lasts, run: {cure}"
@@ -80,7 +88,5 @@ def _trouble(device: DeviceStatus) -> str:
     if pulse["seconds"] < _PATIENCE:
         return ""
     cause = device.known.backing if device.known and device.known.backing else "its target"
-    return (
-        f"requests wait, and none was answered for {pulse['seconds']:.0f} s; look after {cause}, or run:"
-        f" ublk del --force -n {dev_id}"
-    )
+    cure = f"end process {pid}, which serves it" if within else f"run: ublk del --force -n {dev_id}"
+    return f"requests wait, and none was answered for {pulse['seconds']:.0f} s; look after {cause}, or {cure}"

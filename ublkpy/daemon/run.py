@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ublkpy import folders
+from ublkpy.daemon.host import heed_signals
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.plan import Plan
 from ublkpy.daemon.server import BRING_UP_DEADLINE, Server
@@ -93,8 +94,9 @@ def _live(make: Callable[[], Start], ready: spawn.Ready, log_file: Path | None) 
         close_inherited_files()
         harden()
         begin = make()
-        leave_mounts()
+        leave_mounts(begin.plan.config.target.paths())
         server = Server(begin.plan, begin.manager)
+        heed_signals(server)
         info = begin.bring_up(server)
         log.name_device(info.dev_id)
         seconds = time.monotonic() - begin.since

@@ -13,8 +13,10 @@ ends it all the same.
 
 A process that waits for STOP_DEV of its own device can end up waiting for
 itself where not even SIGKILL helps: the command holds the process, the process
-holds the requests that the command waits for. So the daemon never sends it,
+holds the requests that the command waits for. So who serves never sends it,
 but has another process do it (end.py).
+
+Nothing here takes the process for its own: what depends on that is in host.py.
 """
 
 from __future__ import annotations
@@ -27,16 +29,19 @@ import operator
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from inspect import iscoroutinefunction
 from typing import Any
 
-from ublkpy.daemon import end, resize
+from ublkpy.daemon import cdev, resize
 from ublkpy.daemon.channel import KEEP, UPGRADE, Channel, Orders
+from ublkpy.daemon.ending import DEADLINE as HELPER_DEADLINE
+from ublkpy.daemon.ending import Ending
+from ublkpy.daemon.forks import taking
+from ublkpy.daemon.host import Daemon, Host
 from ublkpy.daemon.memory import HugeFile
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.plan import Plan
@@ -47,9 +52,9 @@ from ublkpy.daemon.worker import Worker
 from ublkpy.driver import inspect, state, udev
 from ublkpy.driver.ctrl import AUTO_ID, START_DEADLINE, Control
 from ublkpy.errors import InterruptedByUser, UblkError
-from ublkpy.system import log
 from ublkpy.system.spawn import wait_end
 from ublkpy.system.wait import readable
+from ublkpy.tgt import handlers
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, names
 from ublkpy.uring.queue import Memory
@@ -57,40 +62,86 @@ from ublkpy.uring.uapi import DevInfo, Feature, State
 
 _log = logging.getLogger(__name__)
 
-_OPEN_DEADLINE = 10.0
-_HELPER_DEADLINE = 120.0
+_END = signal.SIGTERM
 _RETRY = 2.0
 
-BRING_UP_DEADLINE = udev.OWNED_DEADLINE + _OPEN_DEADLINE + 3 * START_DEADLINE + 2 * SHMEM_DEADLINE + _HELPER_DEADLINE
+BRING_UP_DEADLINE = udev.OWNED_DEADLINE + cdev.DEADLINE + 3 * START_DEADLINE + 2 * SHMEM_DEADLINE + HELPER_DEADLINE
 """Seconds after which a daemon serves, or has said why not: all that it waits for, and then taking it back."""
 
 
 class Server:
-    """Serves one device; everything here runs in the daemon's main thread."""
+    """Serves one device; all of it runs in one thread, a daemon's main thread, but for what says otherwise.
 
-    def __init__(self, plan: Plan, manager: Manager) -> None:
+    ``failure`` is what a queue could not be served for any more.
+    """
+
+    def __init__(self, plan: Plan, manager: Manager | None = None, host: Host | None = None) -> None:
         """UblkError when what the device shares cannot be opened."""
+        self.failure: BaseException | None = None
         self._plan = plan
         self._workers: list[Worker] = []
+        self._lost: set[Worker] = set()  # those that did not get ready in time
         self._memories: list[Memory] = []
         self._map: Map | None = None
         self._sharing: Sharing | None = None
         device = plan.config.device
         self._htlb = HugeFile.open(device.htlb, read_only=device.rdonly_shmem_buf) if device.htlb else None
-        self._helper: subprocess.Popen[bytes] | None = None
+        self._helper: Ending | None = None
         self._cdev_fd = -1
         self._refused = False
         self._created = False
+        self._started = False
         self._saving = threading.Lock()
         self._channel: Channel | None = None
-        self._manager = manager
+        self._manager = manager or Manager()
+        self._host = host or Daemon()
+        self._is_cut = False
+        self._is_open = True  # the target
         # Signals and threads that end write a byte here and so wake the main thread.
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
         self._wake_w.setblocking(False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _only_wake)
-        signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
+
+    def wake_fd(self) -> int:
+        """Where the byte of a signal goes; those of SIGTERM and SIGINT are a wish to end."""
+        return self._wake_w.fileno()
+
+    def end(self) -> None:
+        """Have it deleted, unless it is in use; said again, all the same. Any thread."""
+        self._wake(bytes([_END]))
+
+    def cut(self) -> None:
+        """End the queues with their requests unanswered: those then fail. Any thread."""
+        self._is_cut = True
+        for worker in self._workers:
+            worker.cut()
+
+    def is_waiting(self) -> bool:
+        """Whether it has requests that are not answered yet. Any thread."""
+        return any(worker.is_waiting() for worker in self._workers)
+
+    def silence(self) -> float:
+        """For how many seconds there were requests and none was answered, when that was last looked at. Any thread."""
+        return self._pulse.seconds
+
+    def files(self) -> list[int]:
+        """What a forked child must close, or the device could not go before it. In that child, too."""
+        channel = [self._channel.fileno()] if self._channel else []
+        return [fd for fd in (self._cdev_fd, *channel, *(worker.fileno() for worker in self._workers)) if fd >= 0]
+
+    def close(self) -> bool:
+        """Let go of what is left. After ``create`` has failed, or ``serve`` has returned.
+
+        False if the target could not be closed, because one of its methods has not returned; again then, or never.
+        """
+        self._close()
+        for worker in self._workers:
+            if not worker.serving:
+                worker.join()  # it wakes us yet
+        if not any(worker.serving for worker in self._workers):
+            self._wake_r.close()
+            self._wake_w.close()
+        return not self._is_open
 
     def create(self) -> DevInfo:
         """ADD_DEV and all up to START_DEV. On failure nothing is left. Raises UblkError."""
@@ -147,7 +198,7 @@ class Server:
         """The command that waited for us was killed: nobody knows of a device that is new, so it ends."""
         _log.warning("the command that waited for this device was killed")
         if self._created:
-            signal.raise_signal(signal.SIGTERM)
+            self.end()
 
     def serve(self, info: DevInfo) -> int:
         """Until the driver has taken the device back. Returns the exit status: 1 if the device goes on without anybody.
@@ -200,7 +251,9 @@ class Server:
 
     def _bring_up(self, control: Control, info: DevInfo, mode: Mode) -> None:
         """Open the character device, start the queues, write the state file."""
-        self._cdev_fd = _open_cdev(info.dev_id)
+        cdev.open_cdev(info.dev_id, self._take_cdev)
+        handlers.start(self._plan.config.target, self.end)
+        self._started = True
         self._map = self._plan.config.target.map(self._plan.geometry.size)
         options = self._plan.config.device
         if options.shmem_zc:
@@ -247,11 +300,15 @@ class Server:
                 **target.status(),
             },
             backing=target.backing(),
+            within=self._host.within,
         )
         self._save_buffers(self._plan.stale_buffers)
-        self._pulse = Pulse(info.dev_id, lambda: any(worker.is_waiting() for worker in self._workers))
+        self._pulse = Pulse(info.dev_id, self.is_waiting)
         orders: Orders = {"resize": self._resize, "service": self._manager.to_dict, "pulse": self._pulse.to_dict}
         self._channel = Channel(info.dev_id, orders)
+
+    def _take_cdev(self, fd: int) -> None:
+        self._cdev_fd = fd
 
     def _save_buffers(self, indices: Sequence[int]) -> None:
         """Write the state file, with the shared buffers that the driver knows. Raises UblkError."""
@@ -277,18 +334,26 @@ class Server:
         started = []
         for worker in workers:
             try:
-                worker.start()
+                with taking:
+                    worker.start()
+                    self._workers.append(worker)
             except RuntimeError as e:
                 raise UblkError(
                     f"cannot start a thread for queue {worker.q_id}: the system allows no more",
                     "use fewer queues or threads, or raise the limit (ulimit -u, pids.max of the cgroup)",
                 ) from e
-            self._workers.append(worker)
             started.append(worker)
         deadline = time.monotonic() + START_DEADLINE
         for worker in started:
             if not worker.ready.wait(deadline - time.monotonic()):
-                raise UblkError(f"queue {worker.q_id} did not get ready within {START_DEADLINE:g} s")
+                self._lost = {worker for worker in started if not worker.ready.is_set()}
+                target = self._plan.config.target
+                where = "start_thread() or start()" if iscoroutinefunction(target.start) else "start_thread()"
+                raise UblkError(
+                    f"queue {worker.q_id} did not get ready within {START_DEADLINE:g} s: target {target.name} has not"
+                    f" returned from {where}",
+                    "give what it waits for there a timeout of its own",
+                )
             if worker.error:
                 raise worker.error
 
@@ -309,27 +374,33 @@ class Server:
         return e
 
     def abandon(self, dev_id: int) -> None:
-        """Delete a device that nobody has heard of yet, and end its queues."""
+        """Delete a device that nobody has heard of yet, and end its queues.
+
+        One that never got ready, because the target keeps its thread, goes with the process, and then the device.
+        """
         self._start_helper(dev_id, force=True)
-        deadline = time.monotonic() + (_HELPER_DEADLINE if self._helper else 0)
+        deadline = time.monotonic() + (HELPER_DEADLINE if self._helper else 0)
         for worker in self._workers:
-            worker.join(max(0, deadline - time.monotonic()))
+            if worker not in self._lost:
+                worker.join(max(0, deadline - time.monotonic()))
             if not worker.serving:
                 worker.release()
         self._close()
-        self._wait_helper()
+        if not self._lost:
+            self._wait_helper()
 
     # -- the end ---------------------------------------------------------------------------
 
-    def _wake(self) -> None:
+    def _wake(self, what: bytes = b"\0") -> None:
         # Full of bytes already: the main thread wakes all the same.
         with contextlib.suppress(BlockingIOError):
-            self._wake_w.send(b"\0")
+            self._wake_w.send(what)
 
     def _woken(self, timeout: float | None) -> bool:
-        """Sleep until something happens; True if it was a signal to end."""
-        channel = self._channel
+        """Sleep until something happens; True if it was a wish to end."""
+        channel, helper = self._channel, self._helper
         files = [self._wake_r.fileno()] + ([channel.fileno()] if channel else [])
+        files += [helper.fileno()] if helper and helper.status() is None else []
         ready = readable(files, timeout)
         if channel and channel.fileno() in ready:
             channel.answer()
@@ -337,24 +408,18 @@ class Server:
             events = self._wake_r.recv(4096)
         except BlockingIOError:
             return False
-        return any(number in events for number in (signal.SIGTERM, signal.SIGINT))
+        return any(number in events for number in (_END, signal.SIGINT))
 
     def _start_helper(self, dev_id: int, *, force: bool) -> None:
-        """Have another process stop and delete the device; with ``force``, it kills this one if that hangs."""
-        argv = [sys.executable, "-P", "-m", end.__name__, log.style(), str(dev_id), str(self._plan.cookie)]
-        argv += ["--force"] if force else []
-        # Not before: children that the caller left to us would interrupt START_DEV.
-        signal.signal(signal.SIGCHLD, _only_wake)
+        """Have another process stop and delete the device; with ``force``, it kills a daemon that hangs."""
         try:
-            self._helper = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-            )
+            self._helper = Ending(dev_id, self._plan.cookie, force=force, report=self._host.within)
         except OSError as e:
             _log.error("cannot start the process that deletes the device: %s", e)
 
     def _check_helper(self) -> None:
         """After a deletion that failed, the next signal tries again, with force, or we do without."""
-        if self._helper and self._helper.poll():
+        if self._helper and self._helper.status():
             then = " until it is free" if self._manager else "; another signal ends it by force"
             _log.warning("the device stays%s", then)
             self._helper, self._refused = None, True
@@ -362,21 +427,19 @@ class Server:
     def _wait_helper(self) -> None:
         if self._helper:
             try:
-                self._helper.wait(_HELPER_DEADLINE)
-            except subprocess.TimeoutExpired:
-                _log.error("deleting the device takes more than %g s", _HELPER_DEADLINE)
+                self._helper.wait(HELPER_DEADLINE)
+            except UblkError as e:
+                _log.error("%s", e.message)
+            except TimeoutError:
+                _log.error("deleting the device takes more than %g s", HELPER_DEADLINE)
 
     def _check_workers(self) -> None:
-        """A queue that failed cannot be served any more, and with it the device: end the process.
-
-        At once: the driver then fails or keeps the requests as the recovery options say. Closing the queue
-        first would leave a device that looks alive.
-        """
+        """A queue that failed cannot be served any more, and with it the device."""
         for worker in self._workers:
-            if worker.error:
+            if worker.error and not self._is_cut:
                 _log.critical("queue %d failed: giving the device up", worker.q_id, exc_info=worker.error)
-                logging.shutdown()
-                os._exit(1)
+                self.failure = worker.error
+                self._host.give_up(self)
 
     def _is_held(self) -> bool:
         """Whether somebody is about to go on with the device."""
@@ -392,10 +455,9 @@ class Server:
             return
         if not any(worker.has_lost_tags() for worker in self._workers):
             return
-        if not any(worker.is_waiting() for worker in self._workers) and self._stays(info, held=False):
+        if not self.is_waiting() and self._stays(info, held=False):
             _log.critical("who was about to go on with the device is gone: giving it up")
-            logging.shutdown()
-            os._exit(1)
+            self._host.give_up(self)
 
     def _stays(self, info: DevInfo, held: bool) -> bool:
         """Whether the device that we served goes on: it waits for another daemon, or who stopped it holds it."""
@@ -422,9 +484,9 @@ class Server:
         return not wait_end(successor, 0)
 
     def _hang_up(self) -> None:
-        if self._channel:
-            self._channel.close()
-            self._channel = None
+        if channel := self._channel:
+            self._channel = None  # first, as a child that is forked now looks here: files()
+            channel.close()
         if self._sharing:
             self._sharing.close()  # before the id, and so the path of its socket, can be another's
             self._sharing = None
@@ -433,33 +495,25 @@ class Server:
         self._hang_up()
         if any(worker.serving for worker in self._workers):
             return  # all that follows is in use, and goes with the process
+        for worker in self._workers:
+            worker.release()
         if self._cdev_fd >= 0:
-            os.close(self._cdev_fd)
-            self._cdev_fd = -1
+            with taking:
+                fd, self._cdev_fd = self._cdev_fd, -1
+                os.close(fd)
+        cut_off = self._is_cut or any(worker.error for worker in self._workers)
         for memory in self._memories:
-            memory.close()
+            memory.close(leave_buffers=cut_off)
+        if any(worker.is_inside() for worker in self._workers):
+            return  # what follows is in use, and the device is not
         if self._map:
             self._map.close()
         if self._htlb:
             self._htlb.close()
-        self._plan.config.target.close()
-
-
-def _only_wake(_number: int, _frame: object) -> None:
-    """Handles a signal whose byte in the wake socket is all that is wanted."""
-
-
-def _open_cdev(dev_id: int) -> int:
-    """Open /dev/ublkcN: it may not be there yet, not ours yet (udev), or not yet free of its last owner."""
-    path = f"/dev/ublkc{dev_id}"
-    deadline = time.monotonic() + _OPEN_DEADLINE
-    while True:
-        try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as e:
-            if time.monotonic() > deadline:
-                raise UblkError(
-                    f"cannot open {path}: {os.strerror(e.errno or 0)}",
-                    "is udev or devtmpfs running, and does nothing else hold it open?",
-                ) from e
-        time.sleep(0.01)
+            self._htlb = None
+        if self._started:
+            handlers.stop(self._plan.config.target)
+            self._started = False
+        if self._is_open:
+            self._plan.config.target.close()
+            self._is_open = False

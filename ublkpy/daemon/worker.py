@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable
 
+from ublkpy.daemon.forks import taking
 from ublkpy.driver.state import QueueState
+from ublkpy.system.process import flush_io
 from ublkpy.tgt.base import Target
+from ublkpy.upcall import pool
+from ublkpy.upcall.serve import serve
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode
-from ublkpy.uring.queue import IoError, Memory, Queue, Request
+from ublkpy.uring.queue import IoError, Memory, Queue
 from ublkpy.uring.shmem import SharedBuffers
 
 log = logging.getLogger(__name__)
+
+_POOL_END = 10.0
+"""Seconds for what a pool is doing for a queue that has failed."""
 
 
 class Worker(threading.Thread):
@@ -25,7 +31,8 @@ class Worker(threading.Thread):
     It stays on the ``nth`` of the queue's ``cpus``, counted around.
 
     ``ready`` is set when all FETCHes are sent or ``error`` says why not. When the thread has ended,
-    ``serving`` turns False and then ``ended`` is called, in this thread, as the last thing.
+    ``serving`` turns False and then ``ended`` is called, in this thread, as the last thing; also before it waits for
+    a pool, which may take a while.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Worker(threading.Thread):
         self.ready = threading.Event()
         self.serving = True
         self._queue: Queue | None = None
+        self._threads: pool.Executor | None = None
         self._releasing = threading.Lock()
         self._memory = memory
         self._thread = thread
@@ -62,6 +70,12 @@ class Worker(threading.Thread):
             self._serve()
         except BaseException as e:
             self.error = e
+            self._threads = pool.here()
+            if self.is_inside():
+                self.ready.set()
+                self._ended()
+            if self._threads:
+                self._threads.wait(_POOL_END)
         finally:
             self.serving = False
             self.ready.set()
@@ -73,15 +87,30 @@ class Worker(threading.Thread):
 
     def release(self) -> None:
         """Let go of the ring, and with it of the device, once the thread has ended without requests."""
-        with self._releasing:
+        with self._releasing, taking:
             if self._queue:
                 self._queue.close()
                 self._queue = None
+
+    def cut(self) -> None:
+        """Have it end with its requests unanswered; one that is in a method of the target, after that. Any thread."""
+        with self._releasing:
+            if self._queue and self.serving:
+                self._queue.cut()
+
+    def fileno(self) -> int:
+        """Its ring, -1 if there is none. Without a lock, for a forked child: there, what others held stays locked."""
+        queue = self._queue
+        return queue.fileno() if queue else -1
 
     def is_waiting(self) -> bool:
         """Whether it has requests that are not answered yet. Any thread."""
         with self._releasing:
             return self._queue is not None and self._queue.is_waiting()
+
+    def is_inside(self) -> bool:
+        """Whether threads of its pool are in methods of the target, after an ``error``. Any thread."""
+        return self._threads is not None and not self._threads.wait(0)
 
     def has_lost_tags(self) -> bool:
         """Whether the driver has taken tags back: it begins to take the device. Any thread."""
@@ -91,14 +120,11 @@ class Worker(threading.Thread):
     def _serve(self) -> None:
         # Signals are the main thread's.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        flush_io()  # in a daemon, all threads have that already
         self._settle()
-        queue = self._queue = Queue(self._memory, self._mode, self._map, self._thread, self._shared)
-        self.ready.set()
-        while event := queue.run():
-            if isinstance(event, IoError):
-                self._tell(event)
-            else:
-                self._ask(event)
+        with taking:
+            queue = self._queue = Queue(self._memory, self._mode, self._map, self._thread, self._shared)
+        serve(queue, self._target, self._tell, self.ready.set)
         self.release()
 
     def _settle(self) -> None:
@@ -117,20 +143,6 @@ class Worker(threading.Thread):
                 self._cpus = set(choice)
                 return
         log.warning("queue %d runs on any CPU: %s", self.q_id, why)
-
-    def _ask(self, requests: list[Request]) -> None:
-        """Have the target answer; what it raises is the answer to those that it left."""
-        try:
-            self._target.upcall(requests)
-            return
-        except OSError as e:
-            answer = e.errno or errno.EIO
-        except Exception:
-            log.exception("queue %d: target %s failed", self.q_id, self._target.name)
-            answer = errno.EIO
-        for request in requests:
-            if not request.answered:
-                request.fail(answer)
 
     def _tell(self, error: IoError) -> None:
         log.error(

@@ -60,8 +60,24 @@ class _Device:
 
     def daemon(self) -> int | None:
         """Its daemon, if that is ours and alive; the driver's word alone may be about a dead process."""
+        return self._server(within=False)
+
+    def program(self) -> int | None:
+        """The program that serves it itself, which has other things to do: nobody waits for its end, or kills it."""
+        return self._server(within=True)
+
+    def _server(self, *, within: bool) -> int | None:
         known = _known(self.dev_id)
-        return known.pid if known and known.cookie == self.cookie and known.alive() else None
+        is_it = known and known.cookie == self.cookie and known.within == within and known.alive()
+        return known.pid if known and is_it else None
+
+    def cure(self, *, force: bool) -> str:
+        """What to do about a server that does not answer; ``force``: that did not help."""
+        if pid := self.program():
+            return f"end the program that serves it itself, process {pid}; its requests then fail"
+        if force:
+            return "end the server with kill -9"
+        return f"ublk del --force -n {self.dev_id} kills a daemon of ublkpy; its requests then fail"
 
     def loses_dirty_pages(self) -> bool:
         """STOP_DEV writes the page cache out, but not on a device with recovery, where it fails new requests
@@ -88,7 +104,7 @@ def delete(
     device = _Device.find(dev_id)
     if cookie not in (None, device.cookie):
         raise _another(dev_id)
-    user = _find_user(dev_id)
+    user = _find_user(device)
     if user and (not force or (spare_used and not isinstance(user, _NoAnswer))):
         raise user
     if user:
@@ -118,7 +134,7 @@ def stop(dev_id: int, *, safe: bool = False, force: bool = False, timeout: float
     BusyError, UblkError.
     """
     device = _Device.find(dev_id)
-    user = _find_user(dev_id)
+    user = _find_user(device)
     if user and not force:
         raise user
     server = device.daemon()
@@ -177,8 +193,9 @@ class _NoAnswer(BusyError):
     """Nobody can tell who uses the device, because its daemon does not answer."""
 
 
-def _find_user(dev_id: int) -> BusyError | None:
+def _find_user(device: _Device) -> BusyError | None:
     """Who has the device in use. Asked in another process: while a daemon is stuck, no open returns."""
+    dev_id = device.dev_id
     try:
         isolated(f"device {dev_id} to be opened", lambda: check_unused(dev_id), _OPEN_DEADLINE)
     except BusyError as e:
@@ -186,7 +203,7 @@ def _find_user(dev_id: int) -> BusyError | None:
     except TimeoutError:
         return _NoAnswer(
             f"/dev/ublkb{dev_id} cannot be opened: its daemon does not answer",
-            f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
+            device.cure(force=False),
         )
     return None
 
@@ -230,9 +247,7 @@ def _stop_or_kill(device: _Device, timeout: float, *, force: bool) -> None:
             raise UblkError(
                 f"device {dev_id} did not stop within {timeout:g} s: its server holds requests and does not answer"
                 f" them; it is open in {', '.join(openers(dev_id)) or 'no process'}",
-                "end the server with kill -9"
-                if force
-                else f"ublk del --force -n {dev_id} kills a daemon of ublkpy; its requests then fail",
+                device.cure(force=force),
             ) from e
         log.warning("the daemon of device %d does not answer: killing process %d", dev_id, daemon)
         _stop_without_daemon(device, daemon)

@@ -82,9 +82,24 @@ class DeviceStatus:
         dev_id = self.info.dev_id
         if self.is_waiting:
             return f"ublk recover -n {dev_id}"
-        if self.known and self.info.state == State.DEAD:
+        if self.known and self.info.state == State.DEAD and not self.known.within:
             return f"ublk start -n {dev_id}"
         return f"ublk del -n {dev_id}"
+
+    def require_daemon(self, what: str) -> None:
+        """UblkError for a device that cannot be ``what``, because a program serves it itself."""
+        if self.known is None or not self.known.within:
+            return
+        dev_id, pid = self.info.dev_id, self.known.pid
+        if self.pid is None:
+            raise UblkError(
+                f"device {dev_id} cannot be {what}: the program that served it itself, process {pid}, has ended",
+                f"delete what is left of it: ublk del -n {dev_id}",
+            )
+        raise UblkError(
+            f"device {dev_id} cannot be {what}: no daemon serves it, but a program itself, process {pid}",
+            f"it can be deleted: ublk del -n {dev_id}; ublk add and Device.add() give a device a daemon",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The object of ``list --json``; docs/json.md describes it."""

@@ -48,7 +48,8 @@ class DeviceState:
     that this file is about. ``start_time`` (clock ticks since boot) tells a process from a later one with
     the same pid. ``queues`` lists the threads of each queue in turn. ``target`` is what the target says of itself
     for ``list``, ``shmem`` the numbers of the buffers that clients share. ``kept``: the daemon has ended, and somebody
-    means to go on with the device. ``release``: the version of ublkpy that the daemon runs.
+    means to go on with the device. ``within``: that process is no daemon, but a program that serves the device itself,
+    and has other things to do. ``release``: the version of ublkpy that the daemon runs.
     """
 
     dev_id: int
@@ -62,6 +63,7 @@ class DeviceState:
     backing: str
     shmem: list[int] = field(default_factory=list)
     kept: bool = False
+    within: bool = False
     release: str = __version__
 
     def alive(self) -> bool:

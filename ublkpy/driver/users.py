@@ -46,12 +46,13 @@ def _while_it_goes() -> Iterator[None]:
             raise
 
 
-def openers(dev_id: int) -> list[str]:
-    """The processes that have a node of the device open: its server, and users of the disk and its partitions.
+def openers(dev_id: int, *, server: bool = True) -> list[str]:
+    """The processes that have a node of the device open: its ``server``, and users of the disk and its partitions.
 
     Also one whose node is removed already.
     """
-    node = re.compile(rf"/dev/ublk(c{dev_id}|b{dev_id}(p\d+)?)( \(deleted\))?")
+    char = f"c{dev_id}|" if server else ""
+    node = re.compile(rf"/dev/ublk({char}b{dev_id}(p\d+)?)( \(deleted\))?")
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         # Processes end while we look.

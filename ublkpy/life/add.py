@@ -36,11 +36,8 @@ def add(
     Raises UblkError, also for what the daemon found wrong, KeyboardInterrupt, and what these raise; then nothing is
     left.
     """
-    if not again and (left := named.waiting(config.device.name, spare_stopped=True)):
-        raise BusyError(
-            f"{left.node} has the name {config.device.name} already, and waits for a daemon",
-            f"give it one: ublk recover -n {left.info.dev_id}",
-        )
+    if not again:
+        check_name(config)
     plan = make_plan(config)
     try:
         before()
@@ -53,6 +50,15 @@ def add(
     finally:
         config.target.close()
     return started.dev_id
+
+
+def check_name(config: DeviceConfig) -> None:
+    """BusyError if another device has the name; one that is dead for good is deleted."""
+    if left := named.waiting(config.device.name, spare_stopped=True):
+        raise BusyError(
+            f"{left.node} has the name {config.device.name} already, and waits for a daemon",
+            f"give it one: ublk recover -n {left.info.dev_id}",
+        )
 
 
 def make_plan(config: DeviceConfig) -> Plan:

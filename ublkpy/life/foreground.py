@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from ublkpy.config import DeviceConfig
+from ublkpy.daemon.host import heed_signals
 from ublkpy.daemon.notify import Manager
 from ublkpy.daemon.run import Start, announce, wait_node
 from ublkpy.daemon.server import Server
@@ -30,8 +31,9 @@ def serve(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
         left = named.waiting(config.device.name)
         start = Start(make_plan(config), Server.create) if left is None else _recovery(left, config)
         process.harden()
-        process.leave_mounts()
+        process.leave_mounts(start.plan.config.target.paths())
         server = Server(start.plan, manager)
+        heed_signals(server)
         info = start.bring_up(server)
         log.name_device(info.dev_id)
         tell_clamped(config, info.nr_hw_queues)

@@ -94,6 +94,7 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
             f"device {dev_id} was not added by ublkpy, or its state file {state.run_dir()}/{dev_id}.json is gone",
             f"use the tool that added it, or delete it: ublk del -n {dev_id}",
         )
+    device.require_daemon("recovered")
     # A daemon that was killed just now may still be on its way out.
     if (pid := device.pid) is not None and not wait_end(pid, _DYING):
         raise BusyError(f"device {dev_id} needs no recovery: process {pid} serves it", "ublk list shows its state")

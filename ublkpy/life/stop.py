@@ -25,6 +25,7 @@ def stop(dev_id: int, *, safe: bool = False, force: bool = False) -> None:
     Raises UblkError.
     """
     device = inspect.status(dev_id)
+    device.require_daemon("stopped to be started again")
     served = device.known is not None and device.pid is not None
     with contextlib.ExitStack() as stack:
         try:
@@ -47,6 +48,8 @@ def start(dev_id: int) -> DeviceConfig:
     if known is None:
         inspect.status(dev_id)  # perhaps there is none
         raise UblkError(f"device {dev_id} was not added by ublkpy", "use the tool that added it")
+    if known.within:
+        inspect.status(dev_id).require_daemon("started")
     try:
         config = from_dump(known.config)
         config = DeviceConfig(DeviceOptions(vars(config.device) | {"id": dev_id}), config.target)

@@ -182,6 +182,7 @@ def _check(device: inspect.DeviceStatus) -> None:
     dev_id = device.info.dev_id
     if not device.known:
         raise UblkError(f"device {dev_id} is served by another program", "use the tool that added it")
+    device.require_daemon("quiesced or upgraded")
     if device.info.state != State.LIVE or device.pid is None:
         raise UblkError(f"device {dev_id} is {device.info.state.name}, and nobody serves it", device.advice)
     if Feature.USER_RECOVERY not in device.info.flags:

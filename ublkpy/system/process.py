@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ublkpy.system import mounts, privilege
@@ -43,6 +43,10 @@ def redirect_streams(stderr: int | None = None) -> None:
     os.close(null)
 
 
+_AT_ONCE = 16 << 20
+"""Mappings up to this size are brought into memory before they are used: code, and what Python works with."""
+
+
 def harden() -> None:
     """Survive memory pressure, as far as privileges allow.
 
@@ -53,9 +57,15 @@ def harden() -> None:
     _attempt("oom_score_adj", lambda: Path("/proc/self/oom_score_adj").write_text("-1000"))
 
 
-def leave_mounts() -> None:
-    """Survive mounts of the own device. Call it when all files are open, and before the first thread."""
-    _attempt("own mount namespace", _leave_mounts)
+def flush_io() -> None:
+    """Have this thread, and those that it starts, not wait for I/O to get memory: it may be what answers that I/O."""
+    with contextlib.suppress(OSError):
+        libc.set_io_flusher()
+
+
+def leave_mounts(kept: Iterable[Path] = ()) -> None:
+    """Survive mounts of the own device, but see those paths. Call it before the first thread."""
+    _attempt("own mount namespace", lambda: _leave_mounts(kept))
 
 
 def _attempt(what: str, action: Callable[[], object]) -> None:
@@ -71,19 +81,26 @@ def _lock_memory() -> None:
     if limit is not None:
         raise OSError(f"the limit is {limit >> 10} KiB (ulimit -l)")
     libc.lock_memory()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, access, *_ = line.split()
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if "x" in access or end - start <= _AT_ONCE:
+            with contextlib.suppress(OSError):  # those of the kernel, and those that nothing may touch
+                libc.lock_range(start, end - start)
 
 
-def _leave_mounts() -> None:
+def _leave_mounts(kept: Iterable[Path]) -> None:
     """Enter a mount namespace without the disks of others.
 
     A daemon that is the last holder of a namespace in which its own device is mounted unmounts it while it
     dies, and waits for itself. The namespace is therefore private; and because it must not keep file systems
-    alive that are unmounted elsewhere later, those on block devices are detached, but for the ones that Python
-    lives on. Files that are open already, the backing among them, are not affected.
+    alive that are unmounted elsewhere later, those on block devices are detached, but for the ones that Python and
+    the files of the target live on, which it may open later. Files that are open already are not affected.
     """
     libc.unshare_mounts()
     os.chdir("/")
-    needed = [Path(p).resolve() for p in ("/proc", "/sys", "/dev", "/run", "/var/log", sys.prefix, *sys.path) if p]
+    places: list[str | Path] = ["/proc", "/sys", "/dev", "/run", "/var/log", sys.prefix, *sys.path, *kept]
+    needed = [Path(p).resolve() for p in places if p]
     for mount in sorted(mounts.read(), reverse=True):
         if mount.source.startswith("/dev/") and not any(path.is_relative_to(mount.point) for path in needed):
             with contextlib.suppress(OSError):

@@ -66,34 +66,16 @@ class Ready:
         os.write(self._fd, json.dumps(message).encode() + b"\n")
 
 
-class Child:
-    """The command's end: the process id of the daemon, and its word."""
+class Word:
+    """The other end, ``fd``: what the process says."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._buffer = b""
-        self._mask: set[int | signal.Signals] | None = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)
-        self.pid = 0
-
-    @property
-    def mask(self) -> set[int | signal.Signals]:
-        """The signals that were held back before."""
-        return self._mask or set()
-
-    def meet(self) -> None:
-        """Learn the daemon's process id, the first thing that it sends."""
-        with contextlib.suppress(EOFError, TimeoutError):  # then wait() tells
-            self.pid = self._receive(time.monotonic() + _ORDERLY_END)["pid"]
-
-    def attend(self) -> None:
-        """From now on the caller sees to its end: signals come through again. Raises what was held back."""
-        if (mask := self._mask) is not None:
-            self._mask = None
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTIONS - mask)
 
     def wait(self, timeout: float) -> dict[str, Any]:
-        """What the daemon sent with ``done``. Raises what it sent with ``failed``, EOFError when it died
-        without a word, TimeoutError."""
+        """What it sent with ``done``; what it logs meanwhile is logged here. Raises what it sent with ``failed``,
+        EOFError when it died without a word, TimeoutError."""
         deadline = time.monotonic() + timeout
         while "log" in (message := self._receive(deadline)):
             log.log(*message["log"])
@@ -114,6 +96,31 @@ class Child:
         line, _, self._buffer = self._buffer.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         return message
+
+
+class Child(Word):
+    """The command's end: the process id of the daemon, and its word."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._mask: set[int | signal.Signals] | None = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)
+        self.pid = 0
+
+    @property
+    def mask(self) -> set[int | signal.Signals]:
+        """The signals that were held back before."""
+        return self._mask or set()
+
+    def meet(self) -> None:
+        """Learn the daemon's process id, the first thing that it sends."""
+        with contextlib.suppress(EOFError, TimeoutError):  # then wait() tells
+            self.pid = self._receive(time.monotonic() + _ORDERLY_END)["pid"]
+
+    def attend(self) -> None:
+        """From now on the caller sees to its end: signals come through again. Raises what was held back."""
+        if (mask := self._mask) is not None:
+            self._mask = None
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTIONS - mask)
 
     def end(self, *, kill: bool = False) -> None:
         """End the daemon: in good order if it can and not ``kill``, else at once."""
@@ -180,7 +187,7 @@ def isolated(
     the UblkError of ``action``, or TimeoutError and leaves the process to finish. What ``action`` logs is
     logged here; nothing of ours (a pipe that another program reads to its end) stays open in the process.
     """
-    child = daemon(lambda ready: _report(action, ready))
+    child = daemon(lambda ready: report(action, ready))
     try:
         child.attend()
         try:
@@ -216,7 +223,9 @@ def _wait_while(child: Child, timeout: float, progress: Callable[[], object], en
                 raise
 
 
-def _report(action: Callable[[], object], ready: Ready) -> int:
+def report(action: Callable[[], object], ready: Ready) -> int:
+    """The rest of a process that runs ``action`` for another one: says what it returned, raised and logged; its exit
+    status. Closes all other files."""
     process.redirect_streams()
     process.close_files(ready.fileno())
     logging.getLogger().handlers[:] = [_Forward(ready)]

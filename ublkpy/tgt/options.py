@@ -3,12 +3,13 @@
 An attribute is at the same time a flag of the command line, a key in YAML, a
 line of help and a checked value::
 
-    class Disk(Configurable):
+    class Disk(Target):
         size: Size = option("64M", "-s", help="size of the disk")
 
 The annotation decides how a value is written: ``Size`` (bytes, "64k"),
-``Offset`` (a bare number counts 512-byte sectors), ``Path``, ``bool``, ``int``,
-``str``, ``Literal[...]``; ``X | None`` may be left out.
+``Offset`` (a bare number counts 512-byte sectors), ``Path``, ``Code`` (the path
+of a program), ``bool``, ``int``, ``str``, ``Literal[...]``, ``Arguments`` (a list
+of ``key=value``, on the command line without a flag); ``X | None`` may be left out.
 """
 
 from __future__ import annotations
@@ -27,10 +28,16 @@ MAX_BYTES = 2**63 - SECTOR
 """The size of the largest device: the kernel counts the bytes of files and devices in a signed 64-bit number."""
 
 Size = NewType("Size", int)
-"""A number of bytes."""
+"""A number of bytes; written "64k", "1.5G", "8s" (512-byte sectors) or as a bare number of bytes."""
 
 Offset = NewType("Offset", int)
-"""A place in bytes; written as ublksrv does, where a number without a unit counts 512-byte sectors."""
+"""A place in bytes; written like a ``Size``, but a number without a unit counts 512-byte sectors, as in ublksrv."""
+
+Code = NewType("Code", Path)
+"""The path of a file that is run: one that others could have written is not taken from a YAML file by root."""
+
+Arguments = NewType("Arguments", tuple[str, ...])
+"""Texts of the form ``key=value``, in their order."""
 
 _UNITS = {"": 1, "s": SECTOR, "b": 1} | {unit: 1024**n for n, unit in enumerate("kmgtpe", 1)}
 _SHOWN_UNITS = "BKMGTPE"
@@ -42,7 +49,8 @@ class Kind:
 
     ``parse`` takes what YAML or the command line gives and raises ValueError with a reason. ``dump`` makes a
     plain value for the state file and JSON, where sizes and places are numbers of bytes; ``load`` takes it
-    back, and is ``parse`` where people write the same.
+    back, and is ``parse`` where people write the same. With ``several``, the value is a tuple, written as a list,
+    and these three are about one of it.
     """
 
     metavar: str
@@ -50,6 +58,7 @@ class Kind:
     dump: Callable[[Any], object] = lambda value: value
     choices: tuple[str, ...] = ()
     load: Callable[[object], Any] | None = None
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,22 @@ class Option:
 
     def parse(self, raw: object) -> Any:
         """The value that ``raw`` stands for, or ValueError with the reason."""
-        return self._checked(self.kind.parse(raw), raw)
+        return self._checked(self._each(self.kind.parse, raw), raw)
 
     def load(self, raw: object) -> Any:
         """The value that ``Configurable.dump`` wrote as ``raw``, or ValueError with the reason."""
-        return self._checked((self.kind.load or self.kind.parse)(raw), raw)
+        return self._checked(self._each(self.kind.load or self.kind.parse, raw), raw)
+
+    def dump(self, value: Any) -> object:
+        """A plain value for ``load``."""
+        return [self.kind.dump(one) for one in value] if self.kind.several else self.kind.dump(value)
+
+    def _each(self, parse: Callable[[object], Any], raw: object) -> Any:
+        if not self.kind.several:
+            return parse(raw)
+        if not isinstance(raw, list | tuple):
+            raise ValueError(f"{raw!r} is not a list, such as [{self.kind.metavar.lower()}]")
+        return tuple(parse(one) for one in raw)
 
     def _checked(self, value: Any, raw: object) -> Any:
         low, high = self.minimum, self.maximum
@@ -118,7 +138,16 @@ def option(
     multiple: int = 1,
     power_of_two: bool = False,
 ) -> Any:
-    """Declare an option. ``--name`` is always a flag; ``flags`` are further ones. A default of ``...``: required."""
+    """Declare an option: the value of a class attribute with a type, see above.
+
+    ``default`` is written as people write the value ("64M"), ``...`` makes it required. ``--name`` is always a flag
+    (with "-" for "_"); ``flags`` are further ones, and ``off_flags`` those that set a bool to False. ``minimum``,
+    ``maximum`` and ``multiple`` are in the unit of the value: bytes, for a ``Size`` or an ``Offset``. ``help`` is one
+    line.
+
+    What people give is checked against all this before ``Target.open``: ConfigError, with the place in their file.
+    KeyError at the class if its type is none of those above.
+    """
     return _Declaration(default, flags, off_flags, help, minimum, maximum, multiple, power_of_two)
 
 
@@ -126,20 +155,23 @@ class Configurable:
     """Base of everything that has options: turns declarations into ``options`` and checked attributes."""
 
     options: ClassVar[dict[str, Option]] = {}
+    """The declared options by name, those of the class itself first."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         hints = get_type_hints(cls)
-        own = {
-            name: _make_option(name, hints[name], declaration)
-            for name, declaration in vars(cls).items()
-            if isinstance(declaration, _Declaration)
-        }
+        declared = {name: value for name, value in vars(cls).items() if isinstance(value, _Declaration)}
+        for name in declared.keys() - hints.keys():
+            raise TypeError(f"option {name} of {cls.__name__} needs a type, as in {name}: Size = option(...)")
+        own = {name: _make_option(name, hints[name], declaration) for name, declaration in declared.items()}
         cls.options = own | cls.options | own  # in this order, and an own one replaces that of the base
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
-        """Take parsed ``values``; what is missing gets its default. ValueError for a required one."""
+        """Take parsed ``values``; what is missing gets its default. ValueError for a required one, and for one that
+        there is not."""
         values = values or {}
+        for name in values.keys() - self.options.keys():
+            raise ValueError(f"{name} is no option of {type(self).__name__}; it has {', '.join(self.options)}")
         for name, opt in self.options.items():
             if name in values:
                 value = values[name]
@@ -150,9 +182,9 @@ class Configurable:
             setattr(self, name, value)
 
     def dump(self) -> dict[str, object]:
-        """All options as plain values that ``Option.load`` takes back."""
+        """All options that have a value, as plain values for JSON that ``Option.load`` takes back; sizes in bytes."""
         values = {name: getattr(self, name) for name in self.options}
-        return {name: self.options[name].kind.dump(value) for name, value in values.items() if value is not None}
+        return {name: self.options[name].dump(value) for name, value in values.items() if value is not None}
 
 
 def parse_size(raw: object) -> int:
@@ -226,6 +258,12 @@ def _parse_path(raw: object) -> Path:
     return Path(text)
 
 
+def _parse_argument(raw: object) -> str:
+    if not isinstance(raw, str) or not ARGUMENT.match(raw):
+        raise ValueError(f"{raw!r} is not of the form key=value")
+    return raw
+
+
 def _choice(choices: tuple[str, ...]) -> Kind:
     def parse(raw: object) -> str:
         if raw not in choices:
@@ -235,12 +273,19 @@ def _choice(choices: tuple[str, ...]) -> Kind:
     return Kind("CHOICE", parse, choices=choices)
 
 
+ARGUMENT = re.compile(r"[A-Za-z][\w.-]*=")
+"""How an argument begins."""
+
 PATH = Kind("PATH", _parse_path, str)
+CODE = Kind("PATH", _parse_path, str)
+ARGUMENTS = Kind("KEY=VALUE", _parse_argument, several=True)
 BOOL = Kind("BOOL", _parse_bool)
 _KINDS: dict[object, Kind] = {
     Size: Kind("SIZE", parse_size),
     Offset: Kind("SECTORS", _parse_offset, load=parse_size),
     Path: PATH,
+    Code: CODE,
+    Arguments: ARGUMENTS,
     bool: BOOL,
     int: Kind("N", _parse_int),
     str: Kind("TEXT", _parse_str),
@@ -250,7 +295,10 @@ _KINDS: dict[object, Kind] = {
 def _make_option(name: str, hint: Any, declared: _Declaration) -> Option:
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(arg for arg in get_args(hint) if arg is not type(None))
-    kind = _choice(get_args(hint)) if get_origin(hint) is Literal else _KINDS[hint]
+    kind = _choice(get_args(hint)) if get_origin(hint) is Literal else _KINDS.get(hint)
+    if kind is None:
+        known = ", ".join(getattr(one, "__name__", str(one)) for one in _KINDS)
+        raise TypeError(f"option {name}: {hint} is no type of options, which are {known} and Literal[...]")
     return Option(
         name,
         kind,

@@ -8,7 +8,8 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 from cffi import FFI
 
 ENGINE = ("queue.c", "driver.c", "data.c", "shmem.c", "request.c", "backing.c", "integrity.c", "drain.c")
-SOURCES = ("ring.c", *ENGINE, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
+PYTHON = ("upcall.c", "zone.c", "file_op.c")
+SOURCES = ("ring.c", *ENGINE, *PYTHON, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
 HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "engine.h", "map.h", "map_private.h")
 
 KERNEL = """
@@ -65,6 +66,13 @@ KERNEL = """
 #define UBLK_IO_OP_FLUSH ...
 #define UBLK_IO_OP_DISCARD ...
 #define UBLK_IO_OP_WRITE_ZEROES ...
+#define UBLK_IO_OP_ZONE_OPEN ...
+#define UBLK_IO_OP_ZONE_CLOSE ...
+#define UBLK_IO_OP_ZONE_FINISH ...
+#define UBLK_IO_OP_ZONE_APPEND ...
+#define UBLK_IO_OP_ZONE_RESET_ALL ...
+#define UBLK_IO_OP_ZONE_RESET ...
+#define UBLK_IO_OP_REPORT_ZONES ...
 
 #define UBLK_IO_F_FUA ...
 #define UBLK_IO_F_NOUNMAP ...
@@ -193,6 +201,11 @@ struct ublk_params {
 
 RING = """
 #define IORING_SETUP_SQE128 ...
+#define IORING_OP_READ ...
+#define IORING_OP_WRITE ...
+#define IORING_OP_FSYNC ...
+#define IORING_OP_FALLOCATE ...
+#define IORING_FSYNC_DATASYNC ...
 
 struct ur_ring { int fd; ...; };
 
@@ -210,7 +223,8 @@ QUEUE = """
 struct ublksrv_io_desc { ...; };
 
 enum uq_data { UQ_COPY, UQ_GET_DATA, UQ_USER_COPY, UQ_ZERO_COPY, UQ_AUTO_BUF, ... };
-enum uq_event { UQ_STOPPED, UQ_IO_ERROR, UQ_UPCALLS, ... };
+enum uq_event { UQ_STOPPED, UQ_IO_ERROR, UQ_UPCALLS, UQ_WOKEN, UQ_FILE_OPS, UQ_NOTHING, ... };
+#define UQ_LATER ...
 
 struct uq_metadata {
     uint8_t bytes;
@@ -239,25 +253,38 @@ struct uq_options {
     ...;
 };
 
-struct uq_memory { ...; };
+struct uq_memory { unsigned char *bufs; size_t bufs_len; ...; };
+
+struct uq_upcall {
+    uint64_t pos;
+    uint64_t len;
+    uint64_t place;
+    uint32_t what;
+    uint32_t piece;
+    uint32_t flags;
+    uint32_t unused;
+};
+#define UQ_IS_FUA ...
+#define UQ_IS_EARLY ...
+#define UQ_IS_ELSEWHERE ...
+
+struct uq_ended { uint32_t id; int32_t res; };
 
 struct uq_queue {
+    uint32_t nr_pieces;
     uint32_t live;
     uint64_t errors;
     uint32_t error_op;
     int32_t error_res;
     uint64_t error_sector;
+    struct uq_upcall *calls;
+    int32_t *results;
+    uint32_t nr_calls;
     uint64_t upcalls;
+    struct uq_ended *ended;
+    uint32_t nr_ended;
+    uint32_t max_file_ops;
     ...;
-};
-
-struct uq_upcall {
-    uint32_t piece;
-    uint32_t op_flags;
-    uint64_t pos;
-    uint64_t len;
-    unsigned char *buf;
-    uint8_t early;
 };
 
 int uq_map_memory(struct uq_memory *m, const struct uq_options *opt);
@@ -265,12 +292,20 @@ void uq_unmap_memory(struct uq_memory *m);
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
             const struct uq_memory *memory, struct um_map *map);
 int uq_run(struct uq_queue *q);
+int uq_poll(struct uq_queue *q);
+int uq_listen(struct uq_queue *q);
+void uq_done(struct uq_queue *q);
+void uq_defer(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
+int uq_ring_fd(const struct uq_queue *q);
 bool uq_is_waiting(const struct uq_queue *q);
-int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
 void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
 void uq_retry(struct uq_queue *q, uint32_t piece);
 void uq_receive(struct uq_queue *q, uint32_t piece, void *buf);
+int uq_file_op(struct uq_queue *q, uint32_t id, uint8_t opcode, int fd,
+               uint64_t addr, uint32_t len, uint64_t off, uint32_t flags);
+void uq_appended(struct uq_queue *q, uint32_t piece, uint64_t pos);
+int uq_wake(struct uq_queue *q);
 void uq_registering(struct uq_shared *s, int is_under_way);
 int uq_share(struct uq_shared *s, uint32_t index, void *base, uint64_t len);
 void uq_unshare(struct uq_shared *s, uint32_t index);
@@ -354,6 +389,9 @@ void um_lookup(const struct um_view *v, uint64_t pos, enum um_op op,
 LIBC = """
 #define AT_EMPTY_PATH ...
 #define CLONE_NEWNS ...
+#define FALLOC_FL_KEEP_SIZE ...
+#define FALLOC_FL_PUNCH_HOLE ...
+#define FALLOC_FL_ZERO_RANGE ...
 #define MCL_CURRENT ...
 #define MCL_FUTURE ...
 #define MCL_ONFAULT ...
@@ -364,14 +402,17 @@ LIBC = """
 #define PR_SET_PDEATHSIG ...
 
 typedef int... fs_type_t;
+typedef int... off_t;
 struct statfs { fs_type_t f_type; ...; };
 struct statx { ...; };
 int statx(int dirfd, const char *path, int flags, unsigned int mask, struct statx *buf);
+int fallocate(int fd, int mode, off_t offset, off_t length);
 int fstatfs(int fd, struct statfs *buf);
 int unshare(int flags);
 int mount(const char *source, const char *target, const char *type,
           unsigned long flags, const void *data);
 int umount2(const char *target, int flags);
+int mlock(const void *addr, size_t len);
 int mlockall(int flags);
 int prctl(int option, unsigned long arg2, unsigned long arg3,
           unsigned long arg4, unsigned long arg5);
@@ -384,6 +425,7 @@ ffibuilder.set_source(
     """
     #define _GNU_SOURCE
     #include <fcntl.h>
+    #include <linux/falloc.h>
     #include <sched.h>
     #include <sys/mman.h>
     #include <sys/mount.h>

@@ -51,6 +51,8 @@ void drain_begin(struct uq_queue *q)
 		q->failed = -errno;
 	drain = um_last_drain(&q->reader);
 	drain_listen(q);
+	if (drain.nr == q->drain_nr)
+		return; /* Python woke us */
 	q->draining = true;
 	q->drain_nr = drain.nr;
 	q->drain_left = 0;

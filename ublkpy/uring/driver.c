@@ -32,7 +32,7 @@ void drv_fetch_tag(struct uq_queue *q, uint32_t cmd_op, uint16_t tag,
 		   int32_t res)
 {
 	struct io_uring_sqe *sqe;
-	uint64_t addr = 0;
+	uint64_t addr = q->ios[tag].append_sector; /* mostly 0 */
 
 	/* For the READ that ends, and for a WRITE that comes; not if it asks. */
 	if (buffers_from_us(q))

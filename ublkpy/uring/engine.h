@@ -33,6 +33,7 @@ enum uq_from {
 	FROM_BATCH_COMMIT,
 	FROM_WAKE,		/* the eventfd */
 	FROM_METADATA,		/* of a tag */
+	FROM_FILE_OP,		/* of Python's, by its number */
 	FROM_NOBODY,		/* seen only if it fails */
 };
 
@@ -65,9 +66,27 @@ static inline uint64_t iod_bytes(const struct ublksrv_io_desc *iod)
 	return (uint64_t)iod->nr_sectors << SECTOR_SHIFT;
 }
 
+/* What the map says is good from here until look_away(). */
+static inline void look_at_map(struct uq_queue *q)
+{
+	um_reader_enter(&q->reader);
+	q->view = um_current(q->map);
+}
+
+static inline void look_away(struct uq_queue *q)
+{
+	q->view = NULL;
+	um_reader_leave(&q->reader);
+}
+
 static inline bool moves_data(uint32_t op)
 {
 	return op <= UBLK_IO_OP_WRITE; /* or READ */
+}
+
+static inline bool is_zone_op(uint32_t op)
+{
+	return op >= UBLK_IO_OP_ZONE_OPEN;
 }
 
 /* Whether the backing reads and writes the client's pages. */
@@ -90,21 +109,16 @@ static inline unsigned char *piece_buf(const struct uq_queue *q,
 	return q->ios[p->tag].buf + p->pos;
 }
 
-/*
- * About the character device, all else zeros. If the submission
- * queue is full, what is in it goes to the kernel first. If that does not help,
- * better no daemon, which can be recovered, than a request that is lost.
- */
+/* queue.c: for a full submission queue */
+struct io_uring_sqe *make_room(struct uq_queue *q);
+
+/* About the character device, all else zeros. */
 static inline struct io_uring_sqe *new_sqe(struct uq_queue *q)
 {
 	struct io_uring_sqe *sqe = ur_get_sqe(&q->ring);
 
-	if (__builtin_expect(!sqe, 0)) {
-		ur_submit_and_wait(&q->ring, 0);
-		sqe = ur_get_sqe(&q->ring);
-		if (!sqe)
-			abort();
-	}
+	if (__builtin_expect(!sqe, 0))
+		sqe = make_room(q);
 	memset(sqe, 0, sizeof(*sqe));
 	sqe->flags = IOSQE_FIXED_FILE;
 	sqe->fd = CDEV_SLOT;
@@ -309,6 +323,28 @@ void req_part_done(struct uq_queue *q, uint16_t tag, int32_t res);
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res);
 void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res);
 void req_retry(struct uq_queue *q, struct uq_piece *p);
+
+/* zone.c: zones, which are all Python's */
+
+/* What a zone operation is about: 0, or -errno. The data of an append comes. */
+int32_t zone_begin(struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		   struct uq_piece *p);
+/* Python has done it: 0, or -errno. A report goes. */
+int32_t zone_answered(const struct uq_queue *q,
+		      const struct ublksrv_io_desc *iod,
+		      const struct uq_piece *p);
+int32_t zone_result(const struct uq_queue *q, const struct ublksrv_io_desc *iod);
+
+/* upcall.c: what Python is asked, and what it says */
+
+/* The list of asked pieces, as Python gets it. */
+void up_ask(struct uq_queue *q);
+/* What it has said since. */
+void up_take_results(struct uq_queue *q);
+
+/* file_op.c: what Python does with files of its own */
+
+void file_op_done(struct uq_queue *q, uint32_t id, int32_t res);
 
 /* drain.c: who waits until what is on its way in a range is through (um_drain()) */
 

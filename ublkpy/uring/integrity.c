@@ -119,9 +119,19 @@ int meta_init(struct uq_queue *q)
 	return madvise(m, len, MADV_DONTFORK) ? -errno : 0;
 }
 
+/* Whether the kernel may yet write to the buffers: the queue was cut off. */
+static bool is_busy(const struct uq_queue *q)
+{
+	for (uint32_t tag = 0; tag < q->opt.depth; tag++)
+		if (q->meta_pieces[tag].step != UQ_IDLE)
+			return true;
+	return false;
+}
+
+/* Buffers that are in use stay mapped: see Memory.close(). */
 void meta_exit(struct uq_queue *q)
 {
-	if (q->meta_bufs)
+	if (q->meta_bufs && !is_busy(q))
 		munmap(q->meta_bufs, q->meta_bufs_len);
 	free(q->meta_pieces);
 	q->meta_bufs = NULL;

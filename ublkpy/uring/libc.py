@@ -26,12 +26,15 @@ def detach_mount(path: str) -> None:
 
 
 def lock_memory() -> None:
-    """Keep all pages of today in memory, and those of tomorrow once they were touched.
-
-    On fault, not at once: the I/O buffers of a deep queue are gigabytes that may never be used.
+    """Keep what is in memory there, and what is touched later: the I/O buffers of a deep queue, or a disk in memory,
+    are gigabytes that may never be used.
     """
-    check_libc(lib.mlockall(lib.MCL_CURRENT), "mlockall")
-    check_libc(lib.mlockall(lib.MCL_FUTURE | lib.MCL_ONFAULT), "mlockall")
+    check_libc(lib.mlockall(lib.MCL_CURRENT | lib.MCL_FUTURE | lib.MCL_ONFAULT), "mlockall")
+
+
+def lock_range(start: int, length: int) -> None:
+    """Have these addresses in memory at once, and keep them there."""
+    check_libc(lib.mlock(ffi.cast("void *", start), length), "mlock")
 
 
 def set_io_flusher() -> None:
@@ -42,6 +45,11 @@ def set_io_flusher() -> None:
 def die_with_parent() -> None:
     """SIGKILL for this process when the thread that started it ends."""
     check_libc(lib.prctl(lib.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with FALLOC_FL_*, which ``os.posix_fallocate`` has not. OSError."""
+    check_libc(lib.fallocate(fd, mode, offset, length), "fallocate")
 
 
 def file_system_type(fd: int) -> int:

@@ -52,10 +52,17 @@ _BATCH = 256  # extents per call while the map is read back
 
 
 class Map:
-    """A map of ``size`` bytes, at first one extent (of ``Null``). For any thread; ``c`` is what a queue is given.
+    """A map of ``size`` bytes, at first one extent: of ``routing``, or of ``Null``.
 
-    ValueError for what has no meaning, OSError when there is no memory; then everything is as it was.
+    Any thread may use it, also while queues look requests up in it; ``c`` is what they are given. ValueError for what
+    has no meaning, such as a position that is not a multiple of 512, OSError (ENOMEM, ENOSPC) when there is no memory
+    or room; then everything is as it was.
     """
+
+    size: int
+    """Bytes, a multiple of 512."""
+    metadata: Metadata | None
+    """Where the metadata of each block lives, for ``Geometry.integrity``; for queues that are made from now on."""
 
     def __init__(self, size: int, routing: Routing | None = None) -> None:
         _check_size(size)
@@ -63,7 +70,7 @@ class Map:
         self.c: Any = ffi.new("struct um_map *")
         check(lib.um_init(self.c, size), "map")
         null = Routing.all(Null())
-        self.metadata: Metadata | None = None  # for queues that are made from now on
+        self.metadata = None
         self._memories: list[Any] = []  # hold on to them
         self._lock = threading.Lock()  # of these two, which know the same
         self._routings = {0: null}
@@ -76,15 +83,19 @@ class Map:
                 raise
 
     def add_file(self, fd: int, *, is_block_device: bool = False, in_memory: bool = False) -> int:
-        """The file's number in this map; the first is 0. It stays its caller's, and open for as long as the map.
+        """The number, in this map, of the file that is open as ``fd``; the first is 0. At most 65535,
+        OSError (ENOSPC) beyond. It stays its caller's, and open for as long as the map.
 
-        ``in_memory`` if reading and writing it waits for no device: then queues do not have io_uring wait.
+        ``is_block_device`` if it is one, which is discarded by a command of its own (BLKDISCARD). ``in_memory`` if
+        reading and writing it waits for no device, as on tmpfs: then queues do not have io_uring wait.
         """
         file = ffi.new("struct um_file *", (fd, is_block_device, in_memory))
         return check(lib.um_add_file(self.c, file), "file for a map")
 
     def add_memory(self, memory: Any) -> Memory:
-        """Something with a writable buffer (bytearray, mmap): the map holds on to it until ``close``."""
+        """The bytes of something with a writable buffer (bytearray, mmap), as an action: ``offset`` of an extent counts
+        from its begin. The map holds on to it until ``close``; BufferError for what is read-only.
+        """
         buffer = ffi.from_buffer(memory, require_writable=True)
         self._memories.append(buffer)
         return Memory(int(ffi.cast("uintptr_t", buffer)), len(buffer))
@@ -92,7 +103,8 @@ class Map:
     def replace(self, extents: Iterable[Extent], flush: Flush | None = None) -> None:
         """Put extents, which may be in any order, in the place of what is there, and change ``flush`` if given.
 
-        For queues it happens all at once. A request that was looked up before may still be on its way.
+        For queues it happens all at once. A request that was looked up before may still be on its way: ``drain`` waits.
+        ValueError for extents that overlap, are not within the map, or name a file or memory that is not there.
         """
         pieces = [self._piece(extent) for extent in extents]
         c_flush = ffi.NULL if flush is None else flush_to_c(flush, self.stats().nr_files)
@@ -102,13 +114,14 @@ class Map:
         check(res, "map")
 
     def set_flush(self, flush: Flush) -> None:
-        """What a flush, which has no place, does from now on. At first, nothing."""
+        """What a flush, which has no place, does from now on: ``Null``, ``Sync`` or ``Upcall``. At first, nothing."""
         self.replace([], flush)
 
     def resize(self, size: int) -> None:
-        """Move the end: the last extent stretches up to it, or what is behind it goes.
+        """Move the end to ``size`` bytes: the last extent stretches up to it, or what is behind it goes.
 
-        ValueError where its file, or memory, cannot be so long. Before the device grows, and after it has shrunk.
+        The daemon does it, before the device grows, and after it has shrunk (see ``Target.resize``). ValueError where
+        the file, or memory, of the last extent cannot be so long.
         """
         _check_size(size)
         (last,) = self.extents(self.size - SECTOR)
@@ -121,7 +134,9 @@ class Map:
         self.size = size
 
     def extents(self, start: int = 0, end: int | None = None) -> Iterator[Extent]:
-        """What the map says of [start, end), in order, cut to it. Changes meanwhile may or may not be seen."""
+        """What the map says of the bytes [start, end), in order, cut to them; without ``end``, up to the map's. Changes
+        meanwhile may or may not be seen.
+        """
         end = self.size if end is None else min(end, self.size)
         batch = ffi.new("struct um_extent[]", _BATCH)
         while start < end:
@@ -139,29 +154,33 @@ class Map:
         return int(self.stats().nr_extents)
 
     def stats(self) -> Any:
-        """struct um_stats."""
+        """``struct um_stats`` of ublkpy/uring/map.h: its extents, nodes, levels, routings and files, as numbers."""
         stats = ffi.new("struct um_stats *")
         lib.um_get_stats(self.c, stats)
         return stats
 
     def synchronize(self, timeout: float) -> None:
-        """Wait until no queue looks requests up in an older state of the map. TimeoutError after so many seconds.
+        """Wait until no queue looks requests up in an older state of the map. TimeoutError after ``timeout`` seconds.
 
         Not in a queue's own thread. Requests that were looked up before may still be on their way.
         """
         check(lib.um_synchronize(self.c, int(timeout * 1000)), "queues that look at the old map")
 
     def drain(self, start: int, length: int, timeout: float) -> None:
-        """Wait until native I/O that went by an older state of the map, in these bytes, is through.
+        """Wait until native I/O that went by an older state of the map, in ``length`` bytes from ``start`` on, is
+        through.
 
         After ``replace``: then nothing touches the old places of these bytes any more. What a queue has handed to
-        Python does not count. TimeoutError after so many seconds; OSError (EDEADLK) in the thread of a queue, which
+        Python does not count. TimeoutError after ``timeout`` seconds; OSError (EDEADLK) in the thread of a queue, which
         would wait for itself.
         """
         check(lib.um_drain(self.c, start, start + length, int(timeout * 1000)), "requests that are under way")
 
     def close(self) -> None:
-        """Free it; OSError (EBUSY) while a queue reads it. Nobody else may use it any more. The files stay open."""
+        """Free it; OSError (EBUSY) while a queue reads it. Nobody else may use it any more. The files stay open.
+
+        That of ``Target.map`` is closed by the daemon.
+        """
         if self.c is not None:
             check(lib.um_exit(self.c), "map")
             self.c = None

@@ -71,26 +71,24 @@ MODES: dict[str, Mode] = {
 }
 
 
-def fastest(
-    features: Feature, depth: int, threads: int = 1, *, user_copy: bool = False, recovers: bool = False
-) -> Mode:
+def fastest(features: Feature, depth: int, threads: int = 1, *, user_copy: bool = False, batches: bool = True) -> Mode:
     """The mode with the fewest instructions per request of 4 KiB that this driver has for queues so deep.
 
     Several threads in batch mode take turns of some requests each, and the driver waits for the one whose turn it
     is. One by one, each has tags of its own, and none waits for another. ``user_copy`` is for who has metadata, which
-    the driver gives only to those who copy themselves, or for who need not copy at all. No batches for a device that
-    ``recovers``: it could not be quiesced without failing requests (ublk_drv.c, ublk_batch_cancel_queue).
+    the driver gives only to those who copy themselves, or for who need not copy at all. No ``batches`` for a device
+    that recovers: it could not be quiesced without failing requests (ublk_drv.c, ublk_batch_cancel_queue).
     """
     way = "user-copy" if user_copy and Feature.USER_COPY in features else "copy"
-    batch = Feature.BATCH_IO in features and depth > 1 and threads == 1 and not recovers
+    batch = Feature.BATCH_IO in features and depth > 1 and threads == 1 and batches
     return MODES[f"batch+{way}" if batch else way]
 
 
 def demand(
-    name: str, features: Feature, depth: int, threads: int, *, user_copy: bool = False, recovers: bool = False
+    name: str, features: Feature, depth: int, threads: int, *, user_copy: bool = False, batches: bool = True
 ) -> Mode:
     """The mode of this name, or the fastest for ``auto``; UblkError says what it, or so many threads, lack."""
-    mode = MODES.get(name) or fastest(features, depth, threads, user_copy=user_copy, recovers=recovers)
+    mode = MODES.get(name) or fastest(features, depth, threads, user_copy=user_copy, batches=batches)
     missing = mode.flags & ~features
     if missing:
         raise UblkError(

@@ -10,6 +10,28 @@
 /* A request that crosses borders is served in several pieces at a time. */
 #define SPARE_PIECES(depth)	((uint32_t)(depth) + 64)
 
+static const struct timespec pause_for_memory = { .tv_nsec = 1000000 };
+
+/*
+ * What is in it goes to the kernel, once that has memory for it. If it has none
+ * for a minute, better no process, which can be recovered, than a request that
+ * is lost.
+ */
+struct io_uring_sqe *make_room(struct uq_queue *q)
+{
+	for (int tries = 0; tries < 60000; tries++) {
+		struct io_uring_sqe *sqe;
+
+		if (tries)
+			nanosleep(&pause_for_memory, NULL);
+		ur_submit_and_wait(&q->ring, 0);
+		sqe = ur_get_sqe(&q->ring);
+		if (sqe)
+			return sqe;
+	}
+	abort();
+}
+
 static void start_batch(struct uq_queue *q, const struct io_uring_cqe *cqe)
 {
 	uint32_t nr;
@@ -40,27 +62,18 @@ static void handle_cqe(struct uq_queue *q, const struct io_uring_cqe *cqe)
 		drv_committed(q, nr, cqe->res);
 		break;
 	case FROM_WAKE:
+		q->woken = true;
 		drain_begin(q);
 		break;
 	case FROM_METADATA:
 		meta_done(q, (uint16_t)nr, cqe->res);
 		break;
+	case FROM_FILE_OP:
+		file_op_done(q, nr, cqe->res);
+		break;
 	case FROM_NOBODY: /* whoever needed it fails in his turn */
 		break;
 	}
-}
-
-/* What the map says is good from here until look_away(). */
-static inline void look_at_map(struct uq_queue *q)
-{
-	um_reader_enter(&q->reader);
-	q->view = um_current(q->map);
-}
-
-static inline void look_away(struct uq_queue *q)
-{
-	q->view = NULL;
-	um_reader_leave(&q->reader);
 }
 
 static inline unsigned int to_wait_for(const struct uq_queue *q)
@@ -85,88 +98,104 @@ static void send_all(struct uq_queue *q)
 		ur_submit_and_wait(&q->ring, 0);
 }
 
+/* Sends what there is, and sees to what comes back. */
+static int turn(struct uq_queue *q, unsigned int wait_nr)
+{
+	unsigned int nr;
+	int ret;
+
+	drv_send(q);
+	if (q->draining && !q->drain_left)
+		drain_end(q);
+	ret = ur_submit_and_wait(&q->ring, wait_nr);
+	q->expected = 0;
+	nr = ur_cq_ready(&q->ring);
+	if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
+		return ret;
+	/* No memory for a request just now: let some come back. */
+	if (ret == -EAGAIN && !nr)
+		nanosleep(&pause_for_memory, NULL);
+	look_at_map(q);
+	for (unsigned int i = 0; i < nr; i++)
+		handle_cqe(q, ur_cqe(&q->ring, i));
+	look_away(q);
+	ur_cq_advance(&q->ring, nr);
+	return q->failed;
+}
+
+/* What Python has to know before it goes on. */
+static int event(struct uq_queue *q)
+{
+	if (q->asked >= 0) {
+		send_all(q);
+		up_ask(q);
+		return UQ_UPCALLS;
+	}
+	if (q->report) {
+		q->report = false;
+		return UQ_IO_ERROR;
+	}
+	if (q->woken) {
+		q->woken = false;
+		return UQ_WOKEN;
+	}
+	return q->nr_ended ? UQ_FILE_OPS : UQ_NOTHING;
+}
+
 int uq_run(struct uq_queue *q)
 {
-	const struct timespec pause = { .tv_nsec = 1000000 };
-
+	if (q->nr_calls)
+		up_take_results(q);
 	while (q->live || q->in_hand) {
-		unsigned int nr;
-		int ret;
+		int ret = turn(q, to_wait_for(q));
 
-		drv_send(q);
-		if (q->draining && !q->drain_left)
-			drain_end(q);
-		ret = ur_submit_and_wait(&q->ring, to_wait_for(q));
-		q->expected = 0;
-		nr = ur_cq_ready(&q->ring);
-		if (ret < 0 && ret != -EINTR && ret != -EAGAIN && ret != -EBUSY)
+		if (!ret)
+			ret = event(q);
+		if (ret != UQ_NOTHING)
 			return ret;
-		/* No memory for a request just now: let some come back. */
-		if (ret == -EAGAIN && !nr)
-			nanosleep(&pause, NULL);
-		look_at_map(q);
-		for (unsigned int i = 0; i < nr; i++)
-			handle_cqe(q, ur_cqe(&q->ring, i));
-		look_away(q);
-		ur_cq_advance(&q->ring, nr);
-		if (q->failed)
-			return q->failed;
-		if (q->asked >= 0) {
-			send_all(q);
-			return UQ_UPCALLS;
-		}
-		if (q->report) {
-			q->report = false;
-			return UQ_IO_ERROR;
-		}
 	}
 	return UQ_STOPPED;
 }
 
-int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall)
+/*
+ * The ring's own descriptor will not do: up to Linux 6.18 it tells nobody of task
+ * work that waits to be run (io_req_local_work_add()), which ublk commands are.
+ */
+int uq_listen(struct uq_queue *q)
 {
-	const struct ublksrv_io_desc *iod;
-	struct uq_piece *p;
+	int ret;
 
-	if (q->asked < 0)
-		return 0;
-	p = &q->pieces[q->asked];
-	iod = iod_of(q, p->tag);
-	*upcall = (struct uq_upcall){
-		.piece = (uint32_t)q->asked,
-		.op_flags = iod->op_flags,
-		.early = p->step == UQ_ASKED_EARLY,
-	};
-	if (iod_op(iod) != UBLK_IO_OP_FLUSH) {
-		upcall->pos = (iod->start_sector << SECTOR_SHIFT) + p->pos;
-		upcall->len = p->len;
-	}
-	if (moves_data(iod_op(iod)) && !upcall->early)
-		upcall->buf = piece_buf(q, p);
-	q->asked = p->next;
-	return 1;
+	if (q->listen_fd >= 0)
+		return q->listen_fd;
+	q->listen_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (q->listen_fd < 0)
+		return -errno;
+	ret = ur_register_eventfd(&q->ring, q->listen_fd);
+	return ret ? ret : q->listen_fd;
 }
 
-void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res)
+static bool is_busy(const struct uq_queue *q)
 {
-	look_at_map(q);
-	req_answered(q, &q->pieces[piece], res);
-	look_away(q);
+	return q->live || q->in_hand || q->file_ops;
 }
 
-void uq_retry(struct uq_queue *q, uint32_t piece)
+int uq_poll(struct uq_queue *q)
 {
-	look_at_map(q);
-	req_retry(q, &q->pieces[piece]);
-	look_away(q);
-}
+	int ret = 0;
 
-void uq_receive(struct uq_queue *q, uint32_t piece, void *buf)
-{
-	uint16_t tag = q->pieces[piece].tag;
-
-	q->ios[tag].buf = buf;
-	data_get(q, tag);
+	if (q->nr_calls)
+		up_take_results(q);
+	if (is_busy(q))
+		ret = turn(q, 0);
+	if (!ret)
+		ret = event(q);
+	if (ret != UQ_NOTHING)
+		return ret;
+	/* Nobody looks again before something comes back. */
+	send_all(q);
+	if (ur_has_unsent(&q->ring))
+		return UQ_WOKEN;
+	return is_busy(q) ? UQ_NOTHING : UQ_STOPPED;
 }
 
 static size_t round_up_page(size_t n)
@@ -230,7 +259,11 @@ static int make_tables(struct uq_queue *q)
 
 	q->ios = calloc(depth, sizeof(*q->ios));
 	q->pieces = aligned_alloc(64, (depth + spares) * sizeof(*q->pieces));
-	if (!q->ios || !q->pieces)
+	q->calls = calloc(depth + spares, sizeof(*q->calls));
+	q->results = calloc(depth + spares, sizeof(*q->results));
+	q->max_file_ops = 2 * depth;
+	q->ended = calloc(q->max_file_ops, sizeof(*q->ended));
+	if (!q->ios || !q->pieces || !q->calls || !q->results || !q->ended)
 		return -ENOMEM;
 	memset(q->pieces, 0, (depth + spares) * sizeof(*q->pieces));
 	for (uint32_t tag = 0; tag < depth; tag++) {
@@ -265,13 +298,13 @@ static int init_ring(struct uq_queue *q)
 
 	/*
 	 * A completion for each piece of data or metadata, for each tag or
-	 * fetched batch of them, for batches of results, and for what is
-	 * submitted while a round is handled: it never overflows, which a
-	 * multishot fetch would not survive.
+	 * fetched batch of them, for batches of results, for file operations,
+	 * and for what is submitted while a round is handled: it never
+	 * overflows, which a multishot fetch would not survive.
 	 */
 	ret = ur_ring_init(&q->ring, entries,
 			   3U * q->opt.depth + SPARE_PIECES(q->opt.depth) +
-				   2U * entries + 64,
+				   q->max_file_ops + 2U * entries + 64,
 			   IORING_SETUP_SINGLE_ISSUER |
 			   IORING_SETUP_DEFER_TASKRUN |
 			   IORING_SETUP_SUBMIT_ALL);
@@ -293,6 +326,7 @@ int uq_init(struct uq_queue *q, const struct uq_options *opt,
 
 	memset(q, 0, sizeof(*q));
 	q->ring.fd = -1;
+	q->listen_fd = -1;
 	q->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (q->wake_fd < 0)
 		return -errno;
@@ -326,12 +360,25 @@ void uq_exit(struct uq_queue *q)
 	if (q->map) {
 		um_reader_remove(&q->reader);
 		close(q->wake_fd);
+		if (q->listen_fd >= 0)
+			close(q->listen_fd);
 	}
 	q->map = NULL;
 	free(q->ios);
 	free(q->pieces);
+	free(q->calls);
+	free(q->results);
+	free(q->ended);
 	q->ios = NULL;
 	q->pieces = NULL;
+	q->calls = NULL;
+	q->results = NULL;
+	q->ended = NULL;
+}
+
+int uq_ring_fd(const struct uq_queue *q)
+{
+	return q->ring.fd;
 }
 
 static bool is_any_busy(const struct uq_piece *pieces, uint32_t nr)

@@ -12,7 +12,10 @@
  *   data.c      how their data gets from the driver into our memory and back
  *   shmem.c     data that is there already, in memory that a client shares
  *   request.c   a request on its way: data in, pieces at the backing, data out
+ *   zone.c      operations on zones, for Python
+ *   upcall.c    what Python is asked about it, and answers
  *   backing.c   a piece at the file behind it
+ *   file_op.c   what Python does with files of its own, on the same ring
  *   drain.c     telling who waits for it that a range has nothing in flight
  *   integrity.c the metadata that comes with the data
  *   engine.h    what these share
@@ -88,8 +91,14 @@ struct uq_options {
 enum uq_event {
 	UQ_STOPPED = 0,		/* the driver took all tags back */
 	UQ_IO_ERROR = 1,	/* a request failed; call uq_run() again */
-	UQ_UPCALLS = 2,		/* take them with uq_upcall(), then likewise */
+	UQ_UPCALLS = 2,		/* see calls and results; then likewise */
+	UQ_WOKEN = 3,		/* by uq_wake(); likewise */
+	UQ_FILE_OPS = 4,	/* from uq_poll(): see ended; likewise */
+	UQ_NOTHING = 5,		/* from uq_poll(): all is done for now */
 };
+
+/* A result that comes later. */
+#define UQ_LATER	1
 
 /* Where the data of a request in our hands is. */
 enum uq_way {
@@ -106,6 +115,7 @@ struct uq_io {
 	int32_t error;		/* the first -errno of its pieces */
 	uint32_t pending;	/* pieces that are not done */
 	uint8_t way;		/* enum uq_way */
+	uint64_t append_sector;	/* where a ZONE_APPEND went, until it ends */
 };
 
 /* What a piece is waiting for. */
@@ -138,14 +148,29 @@ struct uq_piece {
 	int32_t next;		/* list of unused or asked pieces; -1 ends it */
 } __attribute__((aligned(64)));
 
-/* A piece for Python, by uq_upcall(): the bytes [pos, pos + len) of the device. */
+/*
+ * A piece for Python: the bytes [pos, pos + len) of the device. Python reads
+ * arrays of these as bytes, and depends on the layout.
+ */
 struct uq_upcall {
-	uint32_t piece;		/* for uq_answer() or uq_retry() */
-	uint32_t op_flags;	/* of the descriptor: UBLK_IO_OP_*, UBLK_IO_F_* */
 	uint64_t pos;
 	uint64_t len;		/* 0: FLUSH */
-	unsigned char *buf;	/* of len bytes, for READ and WRITE */
-	uint8_t early;		/* a WRITE whose data is not there yet */
+	uint64_t place;		/* of the data of a READ or WRITE, in the bufs
+				   of the uq_memory */
+	uint32_t what;		/* UBLK_IO_OP_*; below, what makes it unusual */
+	uint32_t piece;		/* for uq_answer() or uq_retry() */
+	uint32_t flags;		/* UBLK_IO_F_* */
+	uint32_t unused;
+};
+
+#define UQ_IS_FUA	(1U << 8)
+#define UQ_IS_EARLY	(1U << 9)	/* a WRITE whose data is not there yet */
+#define UQ_IS_ELSEWHERE	(1U << 10)	/* place is an address */
+
+/* The end of a uq_file_op(). */
+struct uq_ended {
+	uint32_t id;
+	int32_t res;
 };
 
 /* Results on their way to the driver, in batches. */
@@ -203,6 +228,7 @@ struct uq_queue {
 	int32_t last_asked;
 	struct uq_batch batch;
 	int wake_fd;		/* eventfd; owned */
+	int listen_fd;		/* likewise, of uq_listen(); or -1 */
 	uint8_t draining;	/* for number drain_nr, drain_left pieces */
 	uint64_t drain_nr;
 	uint32_t drain_left;
@@ -212,6 +238,7 @@ struct uq_queue {
 	int32_t failed;		/* -errno of a refused ublk command */
 	uint8_t way;		/* enum uq_way of most requests */
 	uint8_t report;		/* return UQ_IO_ERROR after this round */
+	uint8_t woken;		/* return UQ_WOKEN after this round */
 
 	/* Read by the caller after UQ_IO_ERROR. */
 	uint64_t errors;	/* requests failed so far */
@@ -219,7 +246,24 @@ struct uq_queue {
 	int32_t error_res;	/* its -errno */
 	uint64_t error_sector;
 
-	uint64_t upcalls;	/* pieces that Python was asked about so far */
+	/*
+	 * After UQ_UPCALLS, what Python is asked, and places for its results: 0,
+	 * all of it is done; -errno, the request fails; UQ_LATER. What it leaves
+	 * as it is fails with EIO. They count at the next uq_run() or uq_poll().
+	 */
+	struct uq_upcall *calls;
+	int32_t *results;
+	uint32_t nr_calls;
+	uint64_t upcalls;	/* how many so far */
+
+	/*
+	 * After UQ_FILE_OPS, as many as have ended; who has read them sets nr_ended
+	 * to 0.
+	 */
+	struct uq_ended *ended;
+	uint32_t nr_ended;
+	uint32_t file_ops;	/* on their way */
+	uint32_t max_file_ops;	/* so many of both at most */
 };
 
 /* Of the options, those that are the same for all threads. */
@@ -229,7 +273,16 @@ void uq_unmap_memory(struct uq_memory *m);
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
 	    const struct uq_memory *memory, struct um_map *map);
 int uq_run(struct uq_queue *q);
+/*
+ * Without waiting: for who waits for other things as well. uq_listen() returns
+ * an eventfd that tells when to; it is the caller's to read, before uq_poll().
+ */
+int uq_poll(struct uq_queue *q);
+int uq_listen(struct uq_queue *q);
 void uq_exit(struct uq_queue *q);
+
+/* The ring's descriptor, which a forked child closes. */
+int uq_ring_fd(const struct uq_queue *q);
 
 /*
  * Whether there are requests that wait for something, for any thread, between
@@ -238,17 +291,32 @@ void uq_exit(struct uq_queue *q);
  */
 bool uq_is_waiting(const struct uq_queue *q);
 
+/* The results of all calls: they are done; they come later. */
+void uq_done(struct uq_queue *q);
+void uq_defer(struct uq_queue *q);
+
 /*
- * After UQ_UPCALLS. uq_upcall() gives the next piece for Python, and 0 when
- * there is none. Each is answered once, at any time: with 0, all of it is done;
- * with -errno, the request fails; or the map has changed, and is asked again.
- * An early one is either answered with -errno, or says where its data is to go,
- * len bytes that are good until the request is answered; it then comes again.
+ * Results that come later: once for each upcall, as above, by the queue's
+ * thread; or the map has changed, and is asked again. An early one is either
+ * answered with -errno, or says where its data is to go, len bytes that are good
+ * until the request is answered; it then comes again.
  */
-int uq_upcall(struct uq_queue *q, struct uq_upcall *upcall);
 void uq_answer(struct uq_queue *q, uint32_t piece, int32_t res);
 void uq_retry(struct uq_queue *q, uint32_t piece);
 void uq_receive(struct uq_queue *q, uint32_t piece, void *buf);
+/* Before the answer to a ZONE_APPEND: where its data went, in bytes. */
+void uq_appended(struct uq_queue *q, uint32_t piece, uint64_t pos);
+
+/*
+ * An operation on a file for the queue's thread, in the terms of its SQE (flags:
+ * fsync_flags and its like); id comes back with its end. Memory and file are the
+ * caller's, who keeps them until then. -EBUSY: there are max_file_ops.
+ */
+int uq_file_op(struct uq_queue *q, uint32_t id, uint8_t opcode, int fd,
+	       uint64_t addr, uint32_t len, uint64_t off, uint32_t flags);
+
+/* Has uq_run() return UQ_WOKEN. Any thread, until uq_exit(). */
+int uq_wake(struct uq_queue *q);
 
 /*
  * For one thread at a time, which need not be a queue's. A buffer is shared

@@ -280,8 +280,10 @@ static inline bool serve_at_once(struct uq_queue *q,
 static inline void commit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 			  uint16_t tag)
 {
-	const struct uq_io *io = &q->ios[tag];
-	int32_t res = moves_data(iod_op(iod)) ? (int32_t)iod_bytes(iod) : 0;
+	struct uq_io *io = &q->ios[tag];
+	const uint32_t op = iod_op(iod);
+	int32_t res = moves_data(op) ? (int32_t)iod_bytes(iod) :
+				       zone_result(q, iod);
 
 	if (__builtin_expect(io->error, 0)) {
 		res = io->error;
@@ -290,6 +292,8 @@ static inline void commit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	if (io->way == UQ_REGISTERED)
 		data_unregister(q, tag);
 	drv_commit(q, tag, res);
+	if (__builtin_expect(is_zone_op(op), 0))
+		io->append_sector = 0;
 }
 
 /*
@@ -326,6 +330,18 @@ static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 
 /* -- the beginning --------------------------------------------------------- */
 
+static void begin_zone_op(struct uq_queue *q,
+			  const struct ublksrv_io_desc *iod, struct uq_piece *p)
+{
+	struct uq_io *io = &q->ios[p->tag];
+
+	io->error = zone_begin(q, iod, p);
+	if (io->error)
+		serve(q, iod, p);
+	else
+		ask(q, p, UQ_ASKED);
+}
+
 static void begin_without_data(struct uq_queue *q,
 			       const struct ublksrv_io_desc *iod,
 			       struct uq_piece *p)
@@ -341,6 +357,7 @@ static void begin_without_data(struct uq_queue *q,
 	default:
 		q->ios[p->tag].error = -EOPNOTSUPP;
 	}
+	serve(q, iod, p);
 }
 
 /*
@@ -361,8 +378,10 @@ static void begin(struct uq_queue *q, uint16_t tag)
 	io->pending = 1;
 	io->way = UQ_IN_BUFFER;
 	if (!moves_data(iod_op(iod))) {
-		begin_without_data(q, iod, p);
-		serve(q, iod, p);
+		if (is_zone_op(iod_op(iod)))
+			begin_zone_op(q, iod, p);
+		else
+			begin_without_data(q, iod, p);
 		return;
 	}
 	io->way = data_way(q, iod, io);
@@ -496,20 +515,27 @@ void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
  */
 void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res)
 {
+	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
+
 	if (p->step == UQ_ASKED_EARLY) {
 		q->ios[p->tag].error = res;
 		data_get(q, p->tag);
-	} else if (res < 0) {
-		failed(q, iod_of(q, p->tag), p, res);
-	} else {
-		acted(q, iod_of(q, p->tag), p);
+		return;
 	}
+	if (!res && is_zone_op(iod_op(iod)))
+		res = zone_answered(q, iod, p);
+	if (res < 0)
+		failed(q, iod, p, res);
+	else
+		acted(q, iod, p);
 }
 
 void req_retry(struct uq_queue *q, struct uq_piece *p)
 {
 	if (p->step == UQ_ASKED_EARLY)
 		take_data(q, p->tag);
+	else if (is_zone_op(iod_op(iod_of(q, p->tag))))
+		ask(q, p, UQ_ASKED);
 	else
 		serve(q, iod_of(q, p->tag), p);
 }

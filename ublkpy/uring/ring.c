@@ -114,6 +114,11 @@ void ur_ring_exit(struct ur_ring *r)
 	r->fd = -1;
 }
 
+int ur_register_eventfd(struct ur_ring *r, int fd)
+{
+	return sys_register(r->fd, IORING_REGISTER_EVENTFD, &fd, 1);
+}
+
 int ur_register_ring_fd(struct ur_ring *r)
 {
 	struct io_uring_rsrc_update up = {

@@ -46,6 +46,9 @@ int ur_ring_init(struct ur_ring *r, unsigned int entries,
 		 unsigned int cq_entries, unsigned int flags);
 void ur_ring_exit(struct ur_ring *r);
 
+/* Has the kernel write to it when there are completions, or work that brings them. */
+int ur_register_eventfd(struct ur_ring *r, int fd);
+
 /* Spares the fd look-up in each io_uring_enter(); only for the calling thread. */
 int ur_register_ring_fd(struct ur_ring *r);
 int ur_register_files(struct ur_ring *r, const int *fds, unsigned int nr);

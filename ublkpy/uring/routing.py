@@ -24,52 +24,64 @@ class Zero:
 
 @dataclass(frozen=True)
 class Error:
-    """Requests fail with this errno."""
+    """Requests fail."""
 
     errno: int
+    """As in the module of that name, 1 to 4095. ValueError, when the map gets it, for others."""
 
 
 @dataclass(frozen=True)
 class Upcall:
-    """Python decides; if ``early``, in mode get-data also where the data of a WRITE goes."""
+    """Python decides: the target's methods, or its ``upcall``. As a flush, too."""
 
     early: bool = False
+    """Whether in mode get-data Python also says where the data of a WRITE goes (``Request.early``)."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of our own memory, as ``Map.add_memory`` returned it."""
+    """Bytes of the daemon's own memory, as ``Map.add_memory`` returned it. A discard there leaves zeroes."""
 
     address: int
+    """Where it begins."""
     length: int
+    """Bytes."""
 
 
 @dataclass(frozen=True)
 class File:
-    """Bytes of one file (a number from ``Map.add_file``), ``shift`` bytes behind where the extent says."""
+    """Bytes of one file. A discard frees its space."""
 
     file: int
+    """A number from ``Map.add_file``. ValueError, when the map gets it, for one that it has not."""
     shift: int = 0
+    """So many bytes behind the ``offset`` of the extent; may be negative."""
 
 
 @dataclass(frozen=True)
 class Stripe:
-    """Chunks of ``chunk`` bytes (a power of two), in turns in files that were added one after the other."""
+    """Chunks, in turns in several files."""
 
     files: tuple[int, ...]
+    """Numbers from ``Map.add_file``, each one more than the one before; else ValueError, when the map gets it."""
     chunk: int
+    """Bytes: a power of two, 512 to 2⁴⁰."""
     shift: int = 0
+    """So many bytes behind, in each file; may be negative."""
 
 
 @dataclass(frozen=True)
 class Sync:
-    """As a flush: fsync these files."""
+    """As a flush: fsync these files, at the same time."""
 
     files: tuple[int, ...]
+    """Numbers from ``Map.add_file``."""
 
 
 Action = Null | Zero | Error | Upcall | Memory | File | Stripe
+"""What can be done with the bytes of an extent."""
 Flush = Null | Upcall | Sync
+"""What a flush can do."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +89,13 @@ class Routing:
     """What is done for each operation."""
 
     read: Action
+    """For UBLK_IO_OP_READ."""
     write: Action
+    """For UBLK_IO_OP_WRITE."""
     discard: Action
+    """For UBLK_IO_OP_DISCARD."""
     write_zeroes: Action
+    """For UBLK_IO_OP_WRITE_ZEROES."""
 
     @classmethod
     def all(cls, action: Action) -> Routing:
@@ -88,26 +104,31 @@ class Routing:
 
     @property
     def actions(self) -> tuple[Action, Action, Action, Action]:
-        """In the order of ``enum um_op``."""
+        """All four, in this order."""
         return self.read, self.write, self.discard, self.write_zeroes
 
     @property
     def is_placed(self) -> bool:
-        """Whether an extent's offset means anything."""
+        """Whether the ``offset`` of an extent means anything: with a file, a stripe or memory."""
         return any(isinstance(action, Memory | File | Stripe) for action in self.actions)
 
 
 @dataclass(frozen=True)
 class Extent:
-    """``length`` bytes from ``start`` on. Its first byte is at ``offset`` (bytes) in the files of the routing."""
+    """A part of the device, and where it lives: all in bytes, ``start`` and ``length`` multiples of 512."""
 
     start: int
+    """Its first byte."""
     length: int
+    """More than 0."""
     routing: Routing
+    """What is done with it."""
     offset: int = 0
+    """Where its first byte is in the file, stripe or memory of the routing."""
 
     @property
     def end(self) -> int:
+        """The first byte behind it."""
         return self.start + self.length
 
 

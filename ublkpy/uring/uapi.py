@@ -12,6 +12,7 @@ from typing import Any
 
 from ublkpy.uring.ffi import ffi, lib
 from ublkpy.uring.integrity import Integrity
+from ublkpy.uring.zones import Zones
 
 MAX_QUEUE_DEPTH: int = lib.UBLK_MAX_QUEUE_DEPTH
 IO_DESC_SIZE: int = ffi.sizeof("struct ublksrv_io_desc")
@@ -54,21 +55,43 @@ class State(IntEnum):
 
 
 class Op(IntEnum):
-    """UBLK_IO_OP_*: the requests that the engine serves."""
+    """UBLK_IO_OP_* (include/uapi/linux/ublk_cmd.h): the requests that the engine serves."""
 
     READ = lib.UBLK_IO_OP_READ
+    """Fill a buffer."""
     WRITE = lib.UBLK_IO_OP_WRITE
+    """Take the bytes of a buffer."""
     FLUSH = lib.UBLK_IO_OP_FLUSH
+    """Make durable what was written before."""
     DISCARD = lib.UBLK_IO_OP_DISCARD
+    """Forget bytes that nobody needs any more."""
     WRITE_ZEROES = lib.UBLK_IO_OP_WRITE_ZEROES
+    """Have zeroes there."""
+    ZONE_OPEN = lib.UBLK_IO_OP_ZONE_OPEN
+    """Open a zone explicitly."""
+    ZONE_CLOSE = lib.UBLK_IO_OP_ZONE_CLOSE
+    """Close it."""
+    ZONE_FINISH = lib.UBLK_IO_OP_ZONE_FINISH
+    """Make it full."""
+    ZONE_APPEND = lib.UBLK_IO_OP_ZONE_APPEND
+    """Take the bytes of a buffer at its write pointer."""
+    ZONE_RESET_ALL = lib.UBLK_IO_OP_ZONE_RESET_ALL
+    """Make all zones empty."""
+    ZONE_RESET = lib.UBLK_IO_OP_ZONE_RESET
+    """Make one empty."""
+    REPORT_ZONES = lib.UBLK_IO_OP_REPORT_ZONES
+    """Fill a buffer with ``struct blk_zone`` (include/uapi/linux/blkzoned.h)."""
 
 
 class IoFlag(IntFlag):
-    """UBLK_IO_F_*: what a request asks for besides; SHMEM_ZC: its data is in memory that the client shares."""
+    """UBLK_IO_F_* (include/uapi/linux/ublk_cmd.h): what is to be known of a request besides."""
 
     FUA = lib.UBLK_IO_F_FUA
+    """A WRITE that has to be durable before it is done."""
     NOUNMAP = lib.UBLK_IO_F_NOUNMAP
+    """A WRITE_ZEROES that has to keep its space."""
     SHMEM_ZC = lib.UBLK_IO_F_SHMEM_ZC
+    """Its data is in memory that the client shares."""
 
 
 class Attr(IntFlag):
@@ -148,6 +171,7 @@ class Params:
     max_write_zeroes_sectors: int = 0
     dma_alignment: int = 0
     integrity: Integrity | None = None
+    zones: Zones | None = None
 
     def to_c(self) -> Any:
         """The struct for SET_PARAMS."""
@@ -173,6 +197,8 @@ class Params:
             params.dma.alignment = self.dma_alignment - 1
         if self.integrity:
             self.integrity.fill(params)
+        if self.zones:
+            self.zones.fill(params)
         return params
 
     @classmethod
@@ -192,6 +218,7 @@ class Params:
             max_write_zeroes_sectors=discard.max_write_zeroes_sectors if has_discard else 0,
             dma_alignment=params.dma.alignment + 1 if params.types & lib.UBLK_PARAM_TYPE_DMA_ALIGN else 0,
             integrity=Integrity.found(params),
+            zones=Zones.found(params),
         )
 
 

@@ -90,6 +90,13 @@
 #define UBLK_IO_OP_FLUSH		2
 #define UBLK_IO_OP_DISCARD		3
 #define UBLK_IO_OP_WRITE_ZEROES		5
+#define UBLK_IO_OP_ZONE_OPEN		10
+#define UBLK_IO_OP_ZONE_CLOSE		11
+#define UBLK_IO_OP_ZONE_FINISH		12
+#define UBLK_IO_OP_ZONE_APPEND		13
+#define UBLK_IO_OP_ZONE_RESET_ALL	14
+#define UBLK_IO_OP_ZONE_RESET		15
+#define UBLK_IO_OP_REPORT_ZONES		18
 
 /* op_flags carry these at their final bit position: test with plain & */
 #define UBLK_IO_F_FUA			(1U << 13)
@@ -163,7 +170,7 @@ struct ublk_shmem_buf_reg {
 
 struct ublksrv_io_desc {
 	uint32_t op_flags;	/* op: bits 0-7, flags: bits 8-31 */
-	uint32_t nr_sectors;
+	uint32_t nr_sectors;	/* of REPORT_ZONES: nr_zones */
 	uint64_t start_sector;
 	uint64_t addr;
 };
@@ -172,7 +179,7 @@ struct ublksrv_io_cmd {
 	uint16_t q_id;
 	uint16_t tag;
 	int32_t result;
-	uint64_t addr;
+	uint64_t addr;		/* of a ZONE_APPEND that ends: its sector */
 };
 
 struct ublk_batch_io {

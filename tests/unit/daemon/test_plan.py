@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ublkpy.config import Draft, build
-from ublkpy.daemon import server
+from ublkpy.daemon import cdev
 from ublkpy.daemon.plan import _RECOVERY_FLAGS, Plan
 from ublkpy.errors import UblkError
 from ublkpy.tgt.base import Geometry
@@ -90,8 +90,8 @@ def test_recovery_that_the_kernel_lacks_is_named() -> None:
 
 
 def test_character_device_that_does_not_appear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_OPEN_DEADLINE", 0.05)
+    monkeypatch.setattr(cdev, "DEADLINE", 0.05)
     with pytest.raises(UblkError, match="cannot open /dev/ublkc1048575: No such file") as caught:
-        server._open_cdev(1048575)
+        cdev.open_cdev(1048575, print)
     assert "udev" in caught.value.hint
     assert not Path("/dev/ublkc1048575").exists()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from ublkpy.config import DeviceConfig, Draft, build
 from ublkpy.daemon import run
+from ublkpy.daemon.plan import Plan
 from ublkpy.driver.ctrl import CONTROL
 from ublkpy.errors import BusyError, DriverError, UblkError
 from ublkpy.life import add, foreground
-from ublkpy.system import spawn
+from ublkpy.system import log, process, spawn
 
 OpenFds = Callable[[], set[str]]
 
@@ -113,3 +114,24 @@ def test_node_that_does_not_appear(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UblkError, match="/dev/ublkb1048575 cannot be opened: No such file") as caught:
         run.wait_node(1048575)
     assert "udev" in caught.value.hint
+
+
+def test_in_the_foreground_the_disks_of_the_targets_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a daemon: the target may open them later."""
+    file = tmp_path / "disk.img"
+    file.write_bytes(bytes(1 << 20))
+    kept: list[Path] = []
+
+    def leave(paths: Iterable[Path] = ()) -> None:
+        kept.extend(paths)
+        raise UblkError("far enough")
+
+    monkeypatch.setattr(foreground, "make_plan", lambda config: Plan(config, config.open(), 1))
+    monkeypatch.setattr(log, "to_terminal", lambda: None)
+    monkeypatch.setattr(process, "harden", lambda: None)
+    monkeypatch.setattr(process, "leave_mounts", leave)
+    config = build(Draft(target_type="loop", target={"file": file}))
+    with pytest.raises(UblkError, match="far enough"):
+        foreground.serve(config, print)
+    config.target.close()
+    assert kept == [file]

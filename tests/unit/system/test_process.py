@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -73,6 +75,19 @@ def test_root_gets_all_of_it(in_child: InChild) -> None:
     assert seen["namespace"] != str(Path("/proc/self/ns/mnt").readlink())
     assert seen["cwd"] == "/"
     assert seen["locked"] > 1000
+
+
+@as_root
+def test_memory_that_nobody_used_is_not_taken(in_child: InChild) -> None:
+    def look() -> list[int]:
+        disk = mmap.mmap(-1, 1 << 30)
+        disk[4096] = 1
+        harden()
+        status = Path("/proc/self/smaps_rollup").read_text()
+        return [int(re.findall(rf"^{name}:\s+(\d+)", status, re.M)[0]) for name in ("Rss", "Locked")]
+
+    resident, locked = in_child(look)
+    assert 1000 < locked <= resident < 512 << 10
 
 
 @as_root

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ublkpy.tgt.options import MAX_BYTES, Configurable, Offset, Size, exact_size, format_size, option, parse_size
+from ublkpy.tgt.options import (
+    MAX_BYTES,
+    Arguments,
+    Code,
+    Configurable,
+    Offset,
+    Size,
+    exact_size,
+    format_size,
+    option,
+    parse_size,
+)
 
 
 class Disk(Configurable):
@@ -26,6 +37,8 @@ class Disk(Configurable):
     level: Literal["low", "high"] = option("low", help="level")
     label: str = option(..., "-l", help="label")
     block: Size | None = option(None, help="block", power_of_two=True)
+    args: Arguments | None = option(None, help="args")
+    program: Code | None = option(None, help="program")
 
 
 OPTIONS = Disk.options
@@ -354,3 +367,48 @@ def test_dump_round_trip(**values: object) -> None:
     disk = Disk(values)
     again = Disk({name: OPTIONS[name].load(raw) for name, raw in disk.dump().items()})
     assert vars(again) == vars(disk)
+
+
+# -- lists ---------------------------------------------------------------------------------
+
+
+def test_arguments_are_kept_in_their_order() -> None:
+    disk = Disk({"label": "x", "args": OPTIONS["args"].parse(["size=1M", "file=a=b c", "file="])})
+    assert disk.args == ("size=1M", "file=a=b c", "file=")
+    assert disk.dump()["args"] == ["size=1M", "file=a=b c", "file="]
+    assert OPTIONS["args"].load(disk.dump()["args"]) == disk.args
+
+
+@pytest.mark.parametrize("raw", ["size", "=1", "1a=2", "", 3, None, ["a=b"]])
+def test_what_is_no_argument(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"is not of the form key=value"):
+        OPTIONS["args"].parse([raw])
+
+
+@pytest.mark.parametrize("raw", ["a=b", 3, None, {"a": "b"}])
+def test_what_is_no_list(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a list, such as \[key=value\]"):
+        OPTIONS["args"].parse(raw)
+
+
+def test_a_program_is_a_path() -> None:
+    assert OPTIONS["program"].parse("/bin/x.py") == Path("/bin/x.py")
+
+
+# -- mistakes in a class -------------------------------------------------------------------
+
+
+def test_values_for_options_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match="sise is no option of Disk; it has size, "):
+        Disk({"label": "x", "sise": 8})
+
+
+def test_an_option_without_a_type() -> None:
+    with pytest.raises(TypeError, match="option size of Untyped needs a type, as in size: Size = option"):
+        type("Untyped", (Configurable,), {"size": option("64M", help="size")})
+
+
+@pytest.mark.parametrize("kind", [list, float, dict[str, int]])
+def test_a_type_that_options_do_not_have(kind: object) -> None:
+    with pytest.raises(TypeError, match=r"option ratio: .* is no type of options, which are Size, "):
+        type("Odd", (Configurable,), {"ratio": option("1", help="ratio"), "__annotations__": {"ratio": kind}})

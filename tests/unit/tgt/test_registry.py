@@ -40,15 +40,15 @@ def test_mistyped_name() -> None:
     assert caught.value.hint == "did you mean null?"
 
 
-@pytest.mark.parametrize("name", ["", "zzz", "Loop.", "../loop"])
+@pytest.mark.parametrize("name", ["", "zzz", "Loop."])
 def test_unknown_name_lists_all(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         tgt.find(name)
-    assert caught.value.hint in ("targets are: loop, null", "did you mean loop?")
+    assert caught.value.hint in ("targets are: loop, nbdkit-python, null; or ./FILE.py", "did you mean loop?")
 
 
-def test_a_target_must_open_and_map() -> None:
-    with pytest.raises(TypeError, match="abstract methods map, open"):
+def test_a_target_must_open() -> None:
+    with pytest.raises(TypeError, match=r"abstract method '?open"):
         Target()  # type: ignore[abstract]
 
 

@@ -52,7 +52,10 @@ def test_states() -> None:
 
 
 def test_operations() -> None:
-    assert {op.name: int(op) for op in Op} == {"READ": 0, "WRITE": 1, "FLUSH": 2, "DISCARD": 3, "WRITE_ZEROES": 5}
+    assert {op.name: int(op) for op in Op} == {
+        **{"READ": 0, "WRITE": 1, "FLUSH": 2, "DISCARD": 3, "WRITE_ZEROES": 5, "ZONE_OPEN": 10, "ZONE_CLOSE": 11},
+        **{"ZONE_FINISH": 12, "ZONE_APPEND": 13, "ZONE_RESET_ALL": 14, "ZONE_RESET": 15, "REPORT_ZONES": 18},
+    }
 
 
 def test_attributes() -> None:

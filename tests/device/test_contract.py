@@ -1,0 +1,37 @@
+"""What every target owes to those who use its disk, on real devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ublkpy.testing import Disk, TargetContract, open_device
+from ublkpy.tgt.base import Target
+from ublkpy.tgt.loop import LoopTarget
+
+from . import disk as blocks
+from . import targets
+from .devices import MIB
+
+
+def loop(scratch: Path) -> Target:
+    return LoopTarget({"file": blocks.image(scratch / "image", 8 * MIB)})
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    "loop": loop,
+    "plain": lambda scratch: targets.Ram(),
+    "async": lambda scratch: targets.AsyncRam(),
+    "blocking": lambda scratch: targets.BlockingRam(),
+    "read-only": lambda scratch: targets.ReadOnly(),
+}
+
+
+@pytest.mark.any_kernel
+class TestContract(TargetContract):
+    @pytest.fixture(params=TARGETS)
+    def disk(self, request: pytest.FixtureRequest, scratch: Path) -> Iterator[Disk]:
+        with open_device(TARGETS[request.param](scratch), queues=2) as disk:
+            yield disk

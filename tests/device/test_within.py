@@ -1,0 +1,611 @@
+"""Devices that a program serves itself; here the tests' own process, and scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from ublkpy import Device, Geometry, Request, Target
+from ublkpy.driver import inspect
+from ublkpy.errors import BusyError, NoDeviceError, UblkError
+from ublkpy.life import within
+from ublkpy.tgt.loop import LoopTarget
+from ublkpy.tgt.null import NullTarget
+from ublkpy.upcall.plain import Plain
+from ublkpy.uring.uapi import Feature, Op, State
+
+from . import disk, kernel, load, program, targets
+from .devices import MIB, held_open, until
+
+DATA = disk.pattern(64 << 10)
+
+
+class RawRam(targets.Ram):
+    """The same with requests as objects, answered by another thread."""
+
+    def upcall(self, requests: Sequence[Request]) -> None:
+        threading.Thread(target=self._answer, args=(requests,)).start()
+
+    def _answer(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if request.op is Op.READ:
+                self.read(request.offset, request.buffer)
+            elif request.op is Op.WRITE:
+                self.write(request.offset, request.buffer)
+            request.done()
+
+
+def fds() -> dict[str, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found[entry.name] = str(entry.readlink())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_it_stays() -> Iterator[None]:
+    """Neither a thread nor a file of ours in this process."""
+    before = fds()
+    yield
+    until(lambda: threading.active_count() == 1, f"only one thread is left of {threading.enumerate()}")
+    assert {fd: link for fd, link in fds().items() if fd not in before} == {}
+
+
+def write(device: Device, offset: int, data: bytes) -> None:
+    disk.write(Path(device.node), offset, data)
+
+
+def read(device: Device, offset: int, length: int) -> bytes:
+    return disk.read(Path(device.node), offset, length)
+
+
+def until_dead(dev_id: int) -> None:
+    until(lambda: inspect.status(dev_id).info.state is State.DEAD, "the driver has noticed", 60)
+
+
+# -- what it serves --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [targets.Ram, targets.AsyncRam, targets.BlockingRam, RawRam])
+def test_a_target_of_this_program(kind: type[targets.Ram]) -> None:
+    target = kind()
+    with Device(target) as device:
+        write(device, MIB, DATA)
+        assert target.data[MIB : MIB + len(DATA)] == DATA
+        target.data[:4096] = b"y" * 4096
+        assert read(device, 0, 4096) == b"y" * 4096
+        assert device.target is target
+        assert device.status().pid == os.getpid()
+    assert not device.exists()
+
+
+def test_a_target_whose_class_only_this_function_knows() -> None:
+    class Letters(Target):
+        def open(self) -> Geometry:
+            return Geometry(MIB)
+
+        def read(self, offset: int, buf: memoryview) -> None:
+            buf[:] = b"a" * len(buf)
+
+    with Device(Letters()) as device:
+        assert read(device, 0, 512) == b"a" * 512
+
+
+def test_maps_need_no_python(scratch: Path) -> None:
+    image = disk.image(scratch / "image", 8 * MIB)
+    with Device(LoopTarget({"file": image})) as device:
+        write(device, MIB, DATA)
+        assert image.read_bytes()[MIB : MIB + len(DATA)] == DATA
+    with Device(NullTarget({"size": MIB})) as device:
+        assert len(read(device, 0, 4096)) == 4096
+
+
+@pytest.mark.parametrize("kind", ["Ram", "AsyncRam", "BlockingRam"])
+def test_load(kind: str, way: str) -> None:
+    with Device(getattr(targets, kind)(), queues=2, mode=way) as device:
+        assert device.status().to_dict()["mode"] == way
+        load.verify(Path(device.node), "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bs=4k", "--size=1m")
+
+
+def test_several_at_a_time_one_on_another(scratch: Path) -> None:
+    with Device(targets.Ram()) as lower, Device(LoopTarget({"file": Path(lower.node)})) as upper:
+        write(upper, MIB, DATA)
+        assert read(lower, MIB, len(DATA)) == DATA
+
+
+def test_a_target_has_one_device_at_a_time() -> None:
+    target = targets.Ram()
+    with Device(target) as device:
+        with pytest.raises(BusyError, match=f"served already: {device.node}"):
+            Device(target).serve()
+        with pytest.raises(BusyError, match="served already"):
+            device.serve()
+    with Device(target) as again:
+        assert read(again, 0, 512) == bytes(512)
+
+
+def test_over_cells_of_a_notebook() -> None:
+    device = Device(targets.Ram(), name="cells")
+    with pytest.raises(NoDeviceError, match="no device of target ram is served yet"):
+        print(device.node)
+    assert not device.exists()
+    device.serve()
+    assert device.exists()
+    assert inspect.status(device.dev_id).name == "cells"
+    with pytest.raises(BusyError, match="cells already"):
+        Device(targets.Ram(), name="cells").serve()
+    device.delete()
+    assert not device.exists()
+    device.delete()
+    with pytest.raises(NoDeviceError, match="is gone"):
+        print(device.node)
+    device.serve()
+    device.delete()
+
+
+def test_the_fixture(ublk_device: Callable[..., Device]) -> None:
+    first, second = ublk_device(targets.Ram()), ublk_device(targets.Ram(), queues=2)
+    write(first, 0, DATA)
+    assert read(first, 0, len(DATA)) == DATA
+    assert read(second, 0, len(DATA)) == bytes(len(DATA))
+
+
+# -- asyncio -----------------------------------------------------------------------------------
+
+
+def test_the_callers_event_loop_goes_on() -> None:
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+
+    async def main() -> float:
+        ticking = asyncio.create_task(tick())
+        began = time.monotonic()
+        async with Device(targets.AsyncRam(), queues=2, mode="copy") as device:
+            await asyncio.to_thread(write, device, 0, DATA)
+            assert await asyncio.to_thread(read, device, 0, len(DATA)) == DATA
+        took = time.monotonic() - began
+        ticking.cancel()
+        return took
+
+    took = asyncio.run(main())
+    assert longest < took / 2, f"the loop stood still for {longest:.2f} of {took:.2f} s"
+
+
+def test_a_task_that_is_cancelled_while_it_begins() -> None:
+    async def main() -> None:
+        async with Device(targets.Ram()):
+            pytest.fail("it was cancelled before")
+
+    async def cancel() -> None:
+        task = asyncio.create_task(main())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+
+
+# -- the end -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_what_ends_the_block_is_not_hidden(error: type[BaseException]) -> None:
+    with pytest.raises(error, match="of the block"), Device(targets.Ram()) as device:
+        raise error("of the block")
+    assert not device.exists()
+
+
+def _write_and_flush(fd: int) -> None:
+    os.pwrite(fd, DATA, 0)
+    os.fsync(fd)
+
+
+def test_the_end_while_it_is_open(caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.ExitStack() as stack:
+        with Device(targets.Ram()) as device:
+            node = device.node
+            fd = stack.enter_context(held_open(Path(node), os.O_RDWR))
+            os.pwrite(fd, DATA, 0)
+        with pytest.raises(OSError, match=r"Input/output error|No such device|No space"):
+            _write_and_flush(fd)
+    assert f"{node} is gone, but still open in process {os.getpid()}" in caplog.text
+
+
+def test_the_end_while_it_is_mounted(scratch: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (scratch / "mnt").mkdir()
+    device = Device(targets.Ram({"size": 16 * MIB}))
+    device.serve()
+    kernel.run("mkfs.ext4", "-q", device.node)
+    kernel.run("mount", device.node, str(scratch / "mnt"))
+    try:
+        with pytest.raises(BusyError, match="is mounted on"):
+            device.delete()
+        device.delete(force=True)
+    finally:
+        subprocess.run(["umount", str(scratch / "mnt")], check=True)
+    assert "deleting it all the same" in caplog.text
+
+
+def test_by_its_id_from_the_program_that_serves_it() -> None:
+    """The command is not sent by this process, which would wait for itself."""
+    with Device(targets.Ram()) as device:
+        for refused in (Device(device.dev_id).stop, device.stop, device.quiesce, device.upgrade, device.recover):
+            with pytest.raises(UblkError, match=r"cannot be .*: no daemon serves it, but a program itself"):
+                refused()
+        Device(device.dev_id).delete()
+        assert not device.exists()
+
+
+def test_commands_from_a_shell() -> None:
+    with Device(targets.Ram()) as device:
+        dev_id = device.dev_id
+        for command in ("stop", "quiesce", "upgrade", "recover", "start"):
+            done = program.ublk(command, "-n", str(dev_id))
+            assert done.status != 0
+            assert f"process {os.getpid()}" in done.err, command
+        assert f" {os.getpid()} " in program.ublk("list").out
+        assert program.ublk("del", "-n", str(dev_id)) == program.Result(0, "", "")
+        until(lambda: not device.exists(), "this process knows that it is gone")
+        with pytest.raises(NoDeviceError, match="is gone"):
+            print(device.node)
+
+
+def test_resize_from_a_shell_and_from_here(scratch: Path, resizable: None) -> None:
+    image = disk.image(scratch / "image", 8 * MIB)
+    with Device(LoopTarget({"file": image})) as device:
+        assert program.ublk("resize", "-n", str(device.dev_id), "16M").status == 0
+        assert device.status().size == image.stat().st_size == 16 * MIB
+        device.resize(8 * MIB)
+        assert device.status().size == 8 * MIB
+
+
+@pytest.fixture
+def resizable() -> None:
+    if Feature.UPDATE_SIZE not in inspect.features():
+        pytest.skip("this driver cannot change sizes")
+
+
+def test_a_daemon_of_its_own(scratch: Path) -> None:
+    file = scratch / "disk.yaml"
+    file.write_text("target: {type: 'null', size: 8M}\n")
+    with Device.add(file) as device:
+        assert device.status().pid != os.getpid()
+    assert not device.exists()
+    with Device.add(targets.Ram(), queues=2) as device:
+        assert device.status().info.queue_depth == 128
+        device.delete()
+
+
+# -- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_a_queue_that_fails(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one, too, ends then, and the device is gone before the block ends."""
+
+    def fail(_self: Plain) -> None:
+        raise SystemExit("enough")
+
+    device = Device(targets.Ram(), queues=2)
+    device.serve()
+    dev_id = device.dev_id
+    monkeypatch.setattr(Plain, "answer", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read(device, 4 * MIB, 4096)
+    until(lambda: dev_id not in inspect.device_ids(), "the device is gone")
+    with pytest.raises(UblkError, match=f"/dev/ublkb{dev_id} was given up, because a queue failed: SystemExit: enough"):
+        device.delete()
+    assert "failed: giving the device up" in caplog.text
+    device.delete()
+
+
+class Stuck(targets.Ram):
+    """One request is never answered."""
+
+    async def read(self, offset: int, buf: memoryview) -> None:  # type: ignore[override]
+        if offset == 4 * MIB:
+            await asyncio.Event().wait()
+        super().read(offset, buf)
+
+
+@pytest.mark.any_kernel
+@pytest.mark.timeout(240)
+def test_requests_that_nobody_answers_fail_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    failed: list[object] = []
+
+    def stuck() -> None:
+        with pytest.raises(OSError, match="Input/output error") as e:
+            read(device, 4 * MIB, 4096)
+        failed.append(e)
+
+    reader = threading.Thread(target=stuck)
+    with Device(Stuck()) as device:
+        reader.start()
+        until(lambda: (Path("/sys/block") / Path(device.node).name / "inflight").read_text().split()[0] != "0", "read")
+    reader.join(20)
+    assert failed
+    assert "its requests fail now" in caplog.text
+
+
+class StuckInPool(targets.BlockingRam):
+    """One request waits in a thread of the pool, as long as it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on, self.is_closed = threading.Event(), False
+
+    def read(self, offset: int, buf: memoryview) -> None:
+        if offset == 4 * MIB:
+            self.go_on.wait(120)
+            assert not self.is_closed
+        super().read(offset, buf)
+
+    def close(self) -> None:
+        self.is_closed = True
+        super().close()
+
+
+@pytest.mark.any_kernel
+def test_a_target_is_not_closed_while_a_pool_is_in_its_methods(caplog: pytest.LogCaptureFixture) -> None:
+    target = StuckInPool()
+    device = Device(target)
+    device.serve()
+    node, session = device.node, within.find(device.dev_id)
+
+    def stuck() -> None:
+        with pytest.raises(OSError, match="Input/output error"):
+            disk.read(Path(node), 4 * MIB, 4096)
+
+    reader = threading.Thread(target=stuck)
+    reader.start()
+    until(lambda: (Path("/sys/block") / Path(node).name / "inflight").read_text().split()[0] != "0", "read")
+    assert session
+    assert session._server
+    session._server.cut()
+    device.delete(force=True)
+    reader.join(20)
+    assert not reader.is_alive()
+    assert not Path(node).exists()
+    assert not target.is_closed
+    assert "a method of target stuck-in-pool has not returned: the target is not closed" in caplog.text
+    with pytest.raises(BusyError, match="has not returned since its device was given up"):
+        device.serve()
+    target.go_on.set()
+    until(lambda: threading.active_count() == 1, "the method has returned")
+    with device:
+        assert target.is_closed
+        target.is_closed = False
+        assert read(device, 0, 512) == bytes(512)
+    assert target.is_closed
+
+
+@pytest.mark.parametrize("where", ["open", "start", "start_thread"])
+def test_a_target_that_cannot_begin(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError(5, "no disk today")
+
+    target = targets.Ram()
+    setattr(target, where, fail)
+    device = Device(target)
+    with pytest.raises(UblkError, match=f"failed in {where}"):
+        device.serve()
+    assert not device.exists()
+    delattr(target, where)
+    with device:
+        assert read(device, 0, 512) == bytes(512)
+
+
+# -- the program's own -----------------------------------------------------------------------------
+
+
+def test_the_process_stays_as_it_was() -> None:
+    numbers = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+
+    def look() -> dict[str, object]:
+        umask = os.umask(0)
+        os.umask(umask)
+        status = Path("/proc/self/status").read_text().splitlines()
+        return {
+            "handlers": [signal.getsignal(number) for number in numbers],
+            "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+            "umask": umask,
+            "cwd": Path.cwd(),
+            "log": (list(logging.getLogger().handlers), logging.getLogger().level),
+            "streams": [Path(f"/proc/self/fd/{n}").readlink() for n in range(3)],
+            "oom": Path("/proc/self/oom_score_adj").read_text(),
+            "mounts": Path("/proc/self/ns/mnt").readlink(),
+            "session": os.getsid(0),
+            "affinity": os.sched_getaffinity(0),
+            "locked": [line for line in status if line.startswith("VmLck")],
+            "switch": sys.getswitchinterval(),
+        }
+
+    before = look()
+    wakeup = signal.set_wakeup_fd(-1)
+    pipe = os.pipe()
+    os.set_inheritable(pipe[0], True)
+    with Device(targets.Ram()) as device:
+        assert look() == before
+        assert signal.set_wakeup_fd(-1) == -1
+        write(device, 0, DATA)
+    assert look() == before
+    signal.set_wakeup_fd(wakeup)
+    for fd in pipe:
+        os.close(fd)
+
+
+def test_ctrl_c_while_it_serves() -> None:
+    device = Device(targets.Ram())
+
+    def work() -> None:
+        with device:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not device.exists()
+
+
+# -- forks -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def forked(body: Callable[[], object]) -> Iterator[int]:
+    """A child that runs this, and then lives on until the end of the block."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            body()
+            os.close(write_end)
+            os.read(read_end, 1)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(read_end)
+    yield pid
+    os.close(write_end)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def _check(is_right: bool) -> None:
+    assert is_right
+
+
+def test_a_forked_child_uses_it_and_does_not_hold_it() -> None:
+    with contextlib.ExitStack() as stack:
+        with Device(targets.Ram(), queues=2) as device:
+            write(device, 0, DATA)
+            stack.enter_context(forked(lambda: _check(read(device, 0, len(DATA)) == DATA)))
+        assert not device.exists()
+
+
+def test_a_forked_child_that_leaves_the_block() -> None:
+    with Device(targets.Ram()) as device:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                device.__exit__(None, None, None)
+                device.delete()
+                within._delete_all()
+            finally:
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        write(device, 0, DATA)
+
+
+def _first(node: str) -> bytes:
+    with Path(node).open("rb") as file:
+        return file.read(4)
+
+
+def test_a_pool_of_forked_processes() -> None:
+    target = targets.Ram()
+    with Device(target) as device:
+        target.data[:4] = b"pool"
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.map(_first, [device.node] * 4) == [b"pool"] * 4
+            pool.close()
+            pool.join()
+
+
+# -- scripts -----------------------------------------------------------------------------------------
+
+SCRIPT = """
+import logging, os, signal, subprocess, sys, threading, time
+from ublkpy import Device, Geometry, Target
+
+class Mine(Target):
+    blocking = {blocking}
+
+    def open(self):
+        self.data = bytearray(1 << 20)
+        return Geometry(len(self.data))
+
+    def read(self, offset, buf):
+        buf[:] = self.data[offset : offset + len(buf)]
+
+    def write(self, offset, buf):
+        self.data[offset : offset + len(buf)] = buf
+
+device = Device(Mine())
+{then}
+"""
+
+
+def script(then: str, *, blocking: bool = False) -> subprocess.Popen[str]:
+    text = SCRIPT.format(then=then, blocking=blocking)
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("blocking", [False, True], ids=["plain", "blocking"])
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [
+        ("device.serve(); os.write(os.open(device.node, os.O_RDWR), b'x' * 4096)", 0),
+        ("device.serve(); sys.exit(3)", 3),
+        ("device.serve(); 1 / 0", 1),
+        ("device.__enter__(); threading.Thread(target=time.sleep, args=[0.5]).start()", 0),
+    ],
+    ids=["end", "exit", "exception", "thread"],
+)
+def test_a_script_that_just_ends(then: str, status: int, blocking: bool) -> None:
+    """Also with a request that is on its way only when it ends: what was written is written back."""
+    with script(then, blocking=blocking) as running:
+        out, err = running.communicate(timeout=50)
+    assert (running.returncode, out) == (status, "")
+    assert "error" not in err.replace("ZeroDivisionError", "").lower(), err
+    assert inspect.device_ids() == []
+
+
+@pytest.mark.any_kernel
+@pytest.mark.timeout(240)
+def test_a_script_ends_with_a_method_that_does_not() -> None:
+    then = "Mine.read = lambda self, offset, buf: offset != 1 << 19 or time.sleep(600)\n"
+    then += (
+        "device.serve(); reader = threading.Thread(target=lambda: os.pread(os.open(device.node, 0), 4096, 1 << 19))\n"
+    )
+    then += "reader.daemon = True; reader.start(); time.sleep(1); device._session._server.cut()"
+    with script(then, blocking=True) as running:
+        running.communicate(timeout=200)
+    assert running.returncode == 0
+
+
+def test_a_script_that_is_killed() -> None:
+    """Also while a child of it lives on."""
+    then = "device.serve(); child = os.fork()\n"
+    then += "if not child: time.sleep(60); os._exit(0)\n"
+    then += "print(device.dev_id, child, flush=True); time.sleep(60)"
+    with script(then) as running:
+        assert running.stdout
+        dev_id, child = map(int, running.stdout.readline().split())
+        running.kill()
+    until_dead(dev_id)
+    os.kill(child, signal.SIGKILL)
+    assert f"ublk del -n {dev_id}" in program.ublk("list").out
+    for command in ("recover", "start", "upgrade", "stop"):
+        done = program.ublk(command, "-n", str(dev_id))
+        assert f"the program that served it itself, process {running.pid}, has ended" in done.err
+        assert f"ublk del -n {dev_id}" in done.err
+    assert program.ublk("del", "-n", str(dev_id)) == program.Result(0, "", "")

@@ -1,0 +1,1 @@
+"""Who answers what the map leaves to Python; all of it runs in the threads of the queues."""
