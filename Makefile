@@ -19,7 +19,7 @@ test: lint unit device ## everything: lint, unit tests, device tests on three ke
 lint: build ## style, types, layers, C warnings
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --check --quiet .
-	@.venv/bin/mypy --strict --no-error-summary ublkpy tests bench scripts
+	@.venv/bin/mypy --strict --no-error-summary ublkpy tests bench scripts examples
 	@.venv/bin/lint-imports
 	@scripts/check-c
 
