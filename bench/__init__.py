@@ -19,6 +19,7 @@ In the machine:
 
 - `guest`      subject after subject; `measure` one of them
 - `servers/`   how each is started and stopped; `peers` those whose program is given
+- `disks/`     the disks of some of them: Python files
 - `fio`        its command line, and its figures
 - `memory`     that of a server
 """

@@ -28,7 +28,12 @@ from .workloads import ALL
 
 _FAILED = 1
 _USAGE = 2
-_PROGRAMS = {"fio": ["fio", "--version"], "nbdkit": ["nbdkit", "--version"], "qemu-nbd": ["qemu-nbd", "--version"]}
+_PROGRAMS = {
+    "fio": ["fio", "--version"],
+    "nbdkit": ["nbdkit", "--version"],
+    "python": [sys.executable, "-VV"],
+    "qemu-nbd": ["qemu-nbd", "--version"],
+}
 
 
 def main() -> int:

@@ -21,14 +21,24 @@ _BATCH = ("batch+copy", "batch+user-copy", "batch+zero-copy", "batch+auto-buf")
 # the name's suffix, the options of `ublk add`
 _VARIANTS = (("", ()), *((f"-{mode}", ("--mode", mode)) for mode in (*_ONE_BY_ONE, *_BATCH)))
 
+# of those, what matters to targets in Python: they have the data in a buffer in any mode
+_BUFFERED = tuple(variant for variant in _VARIANTS if variant[0] in ("", "-copy"))
+_PYTHON = (("python", ublkpy.ram), ("python-async", ublkpy.ram_async), ("python-plugin", ublkpy.ram_plugin))
+
 _TABLE = (
     Subject(FLOOR, "null", kernel.null_blk),
     *(Subject(f"null{suffix}", "null", ublkpy.null(*options), ours=True) for suffix, options in _VARIANTS),
+    *(
+        Subject(f"{name}{suffix}", "null", disk(*options), ours=True)
+        for name, disk in _PYTHON
+        for suffix, options in _BUFFERED
+    ),
     *(Subject(f"loop{suffix}", "file", ublkpy.loop(*options), ours=True) for suffix, options in _VARIANTS),
     Subject("extents-1", "file", ublkpy.extents(1), ours=True),
     Subject("extents-1M", "file", ublkpy.extents(1_000_000), ours=True),
     Subject("kernel-loop", "file", kernel.loop),
     Subject("nbdkit-memory", "null", nbd.nbdkit_memory),
+    Subject("nbdkit-python", "null", nbd.nbdkit_python),
     Subject("nbdkit-file", "file", nbd.nbdkit_file),
     Subject("qemu-nbd-raw", "file", nbd.qemu_nbd_raw),
     Subject("qemu-nbd-qcow2", "file", nbd.qemu_nbd_qcow2),

@@ -11,6 +11,8 @@ SIZE_BYTES = 128 << 20
 """Of every device, and of the file behind it."""
 DEPTH = 64
 """Of every hardware queue that can be told."""
+DISKS = Path(__file__).parents[1] / "disks"
+"""Where the disks are that are written in Python, but for the project's examples."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import SIZE_BYTES, Place, Served
+from . import DISKS, SIZE_BYTES, Place, Served
 from .run import ServerError, module, process, run, until
 
 _NODE = Path("/dev/nbd0")
@@ -21,6 +21,12 @@ def nbdkit_memory(place: Place) -> Iterator[Served]:
 @contextmanager
 def nbdkit_file(place: Place) -> Iterator[Served]:
     with _nbdkit(place, "file", str(place.file)) as served:
+        yield served
+
+
+@contextmanager
+def nbdkit_python(place: Place) -> Iterator[Served]:
+    with _nbdkit(place, "python", str(DISKS / "ram_plugin.py"), f"size={SIZE_BYTES}") as served:
         yield served
 
 

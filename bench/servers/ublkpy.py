@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import DEPTH, SIZE_BYTES, Place, Served, Server
+from . import DEPTH, DISKS, SIZE_BYTES, Place, Served, Server
 from .ublk import added
 
 _UBLK = Path(sys.executable).with_name("ublk")
-_EXTENTS = Path(__file__).parents[2] / "scripts" / "extents.py"
+_ROOT = Path(__file__).parents[2]
+_EXTENTS = _ROOT / "scripts" / "extents.py"
 
 
 def null(*options: str) -> Server:
@@ -22,6 +23,21 @@ def null(*options: str) -> Server:
 def loop(*options: str) -> Server:
     """The loop target on the place's file."""
     return _server("loop", *options, file=True)
+
+
+def ram(*options: str) -> Server:
+    """The example of a RAM disk in Python."""
+    return _server(str(_ROOT / "examples" / "ram.py"), "--size", str(SIZE_BYTES), *options)
+
+
+def ram_async(*options: str) -> Server:
+    """The same with `async def`."""
+    return _server(str(DISKS / "ram_async.py"), "--size", str(SIZE_BYTES), *options)
+
+
+def ram_plugin(*options: str) -> Server:
+    """The same as a plugin for nbdkit."""
+    return _server("nbdkit-python", "--script", str(DISKS / "ram_plugin.py"), f"size={SIZE_BYTES}", *options)
 
 
 def extents(number: int) -> Server:
