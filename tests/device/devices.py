@@ -62,6 +62,11 @@ class Device:
         field = {"reads": 0, "writes": 4, "discards": 11, "flushes": 15}[what]
         return int((self.sysfs / "stat").read_text().split()[field])
 
+    def settled(self, what: str) -> int:
+        """The same, when nothing is under way: who waits for a request is woken before it is counted."""
+        until(lambda: (self.sysfs / "inflight").read_text().split() == ["0", "0"], "no request is under way")
+        return self.completed(what)
+
     def kill_daemon(self) -> None:
         """SIGKILL, and wait until the process is gone."""
         pid = self.pid

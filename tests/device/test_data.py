@@ -96,13 +96,13 @@ def test_a_request_as_large_as_the_buffer(devices: Devices, scratch: Path, buf: 
     assert int(device.queue("max_hw_sectors_kb")) == buf // KIB
     assert int(device.queue("max_sectors_kb")) == buf // KIB
     data = disk.pattern(buf)
-    before = device.completed("writes")
+    before = device.settled("writes")
     disk.write(device.node, buf, data)
-    assert device.completed("writes") == before + 1, "not in one request"
+    assert device.settled("writes") == before + 1, "not in one request"
     assert file.read_bytes()[buf : 2 * buf] == data
-    before = device.completed("reads")
+    before = device.settled("reads")
     assert disk.read(device.node, buf, buf) == data
-    assert device.completed("reads") == before + 1, "not in one request"
+    assert device.settled("reads") == before + 1, "not in one request"
 
 
 def test_null_completes_reads_and_writes(devices: Devices) -> None:
@@ -117,8 +117,8 @@ def test_null_completes_operations_without_data(devices: Devices) -> None:
     disk.discard(device.node, 0, MIB)
     disk.zero_allocated(device.node, MIB, MIB)
     disk.zero_unmapped(device.node, 2 * MIB, MIB)
-    assert device.completed("flushes") == 1
-    assert device.completed("discards") == 1
+    assert device.settled("flushes") == 1
+    assert device.settled("discards") == 1
 
 
 def test_null_takes_the_load_of_deep_queues(devices: Devices) -> None:

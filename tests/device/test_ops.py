@@ -78,7 +78,7 @@ def test_zeroes_of_single_sectors(loop: Device, file: Path) -> None:
 def test_a_request_without_data_is_not_limited_by_the_buffer(devices: Devices, file: Path) -> None:
     device = devices.loop(file, max_io_buf_bytes=4 * KIB)
     disk.discard(device.node, 0, 2 * MIB)
-    assert device.completed("discards") == 1
+    assert device.settled("discards") == 1
     assert file.read_bytes() == with_zeroes(0, 2 * MIB)
 
 
@@ -125,10 +125,10 @@ def test_a_file_system_without_holes_offers_no_discard(devices: Devices, scratch
 def test_fsync_reaches_the_backing(devices: Devices, file: Path) -> None:
     lower = devices.loop(file)
     upper = devices.loop(lower.node)
-    before = lower.completed("flushes")
+    before = lower.settled("flushes")
     disk.flush(upper.node)
-    assert upper.completed("flushes") == 1
-    assert lower.completed("flushes") == before + 1
+    assert upper.settled("flushes") == 1
+    assert lower.settled("flushes") == before + 1
 
 
 @pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC], ids=["O_SYNC", "O_DSYNC"])

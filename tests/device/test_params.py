@@ -108,7 +108,7 @@ def test_the_disk_is_as_it_was_asked_for(devices: Devices, scratch: Path) -> Non
     disk.write(device.node, 4 * KIB, data)
     assert disk.read(device.node, 4 * KIB, 4 * MIB) == data == file.read_bytes()[4 * KIB :][: 4 * MIB]
     disk.discard(device.node, 0, 8 * MIB)
-    assert (disk.allocated(file), device.completed("discards")) == (0, 8)
+    assert (disk.allocated(file), device.settled("discards")) == (0, 8)
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
         disk.read(device.node, 512, 512)
 
@@ -197,7 +197,7 @@ def test_without_a_write_cache_each_write_is_durable_when_it_is_done(devices: De
         assert below
         arrived = all("F" in flags.partition("W")[2] for flags in below) or lower.completed("flushes") > flushes
         assert arrived is durable, (options, below)
-        assert upper.completed("flushes") == 0
+        assert upper.settled("flushes") == 0
         assert file.read_bytes()[MIB : MIB + len(data)] == data
         if durable:
             assert (upper.queue("write_cache"), upper.queue("write_zeroes_max_bytes")) == ("write through", "0")
@@ -250,7 +250,7 @@ def test_partitions_are_not_looked_for(devices: Devices, scratch: Path, no_part_
     assert (done.status, done.err) == (0, "")
     device = devices.adopt(0)
     assert Feature.NO_AUTO_PART_SCAN in device.status().info.flags
-    assert device.completed("reads") == 0, "who scans reads"
+    assert device.settled("reads") == 0, "who scans reads"
     assert not partition(device).exists()
     device.kill_daemon()
     recover(device.id)

@@ -26,7 +26,7 @@ tid=$(word 'queue 1' 4)
 [ -d "/proc/$pid/task/$tid" ] || fail "tid '$tid' is no task of $pid"
 
 fio --name=load --filename=/dev/ublkb7 --ioengine=libaio --direct=1 --rw=randrw --bs=4k --iodepth=64 \
-	--iodepth_batch_submit=16 --iodepth_batch_complete_min=16 --time_based --runtime=60 > /dev/null 2>&1 &
+	--iodepth_batch_submit=16 --iodepth_batch_complete_min=16 --time_based --runtime=150 > /dev/null 2>&1 &
 fio=$!
 state=LIVE
 for _ in $(seq 40); do
@@ -44,7 +44,7 @@ for _ in $(seq 15); do
 done
 [ "$state" = LIVE ] || fail "not recovered but '$state'"
 kill -0 $fio || fail "fio has ended"
-timeout 30 "$UBLK" del -n 7 > /dev/null 2>&1 || fail "del while fio runs: $?"
+timeout 60 "$UBLK" del -n 7 > /dev/null 2>&1 || fail "del while fio runs: $?"
 wait $fio
 [ ! -e /dev/ublkb7 ] || fail "the node is still there"
 ! "$UBLK" list -n 7 > /dev/null 2>&1 || fail "list of no device"
@@ -57,7 +57,7 @@ wait $fio
 def test_a_script_for_ublksrv(devices: Devices, scratch: Path) -> None:
     file = disk.image(scratch / "image", 16 * MIB)
     environment = {"UBLK": program.executable(), "FILE": str(file), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    done = subprocess.run(["bash", "-c", _SCRIPT], capture_output=True, text=True, timeout=55, env=environment)
+    done = subprocess.run(["bash", "-c", _SCRIPT], capture_output=True, text=True, timeout=140, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
     assert names == [flag.name for flag in Feature if flag in inspect.features()]

@@ -7,7 +7,7 @@ import re
 import resource
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from ublkpy.life.add import add
 from ublkpy.life.recover import recover
 from ublkpy.system.spawn import wait_end
 from ublkpy.tgt.base import Geometry, Target
+from ublkpy.upcall.raw import Raw
 from ublkpy.uring.map import Extent, Map, Routing, Upcall
 from ublkpy.uring.mode import MODES
 from ublkpy.uring.queue import Request
@@ -77,10 +78,9 @@ class InMemory(Target):
 
     name = "memory"
 
-    def __init__(self, told: Path, act: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, told: Path) -> None:
         super().__init__({})
         self._told = told
-        self._act = act
         self._data = bytearray(8 * MIB)
 
     def open(self) -> Geometry:
@@ -93,7 +93,6 @@ class InMemory(Target):
 
     def upcall(self, requests: Sequence[Request]) -> None:
         (self._told / str(threading.get_native_id())).touch()
-        self._act()
         for request in requests:
             where = slice(request.offset, request.offset + request.length)
             if request.op is Op.READ:
@@ -200,16 +199,21 @@ def test_recovery_under_load_loses_nothing(devices: Devices, scratch: Path, prot
     assert [q_id for q_id, _ in threads(device)] == [0, 0, 1, 1]
 
 
-def test_a_thread_that_fails_ends_the_daemon(devices: Devices, scratch: Path, protocol: str) -> None:
+def test_a_thread_that_fails_ends_the_daemon(
+    devices: Devices, scratch: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not only the first one of its queue."""
     now, told = scratch / "now", scratch / "told"
     told.mkdir()
+    answer = Raw.answer
 
-    def act() -> None:
+    def fail(self: Raw) -> None:
         if now.exists() and threading.current_thread().name == "queue-0.1":
-            raise SystemExit
+            raise AssertionError("a fault of ours")
+        answer(self)
 
-    device = serve(devices, InMemory(told, act), mode=protocol, threads_per_queue=2, log=scratch / "log")
+    monkeypatch.setattr(Raw, "answer", fail)
+    device = serve(devices, InMemory(told), mode=protocol, threads_per_queue=2, log=scratch / "log")
     pid = device.pid
     options = ["--iodepth=64", "--rw=randwrite", "--bs=4k", "--time_based", "--runtime=60"]
     with load.running(device, *options) as fio:

@@ -293,7 +293,7 @@ def test_shared_memory_is_for_the_owner_alone() -> None:
     for folder in (path.parent, path.parent.parent):
         folder.chmod(0o711)
     path.chmod(0o666)
-    assert BOB.does(lambda: _ask(path)) == "ConnectionResetError"
+    assert BOB.does(lambda: _ask(path)) in ("ConnectionResetError", "BrokenPipeError")  # while he asks, or before
     path.parent.parent.chmod(0o700)
     assert ALICE.does(share) == ""
 
