@@ -473,12 +473,13 @@ def udev_remove() -> None:
 @click.option("-c", "--config", "file", type=click.Path(path_type=Path), required=True, help="YAML file")
 def check(file: Path) -> None:
     """Validate a YAML file and its target, without the driver."""
+    from ublkpy.tgt import handlers
     from ublkpy.tgt.options import format_size
 
     described = config.build(config.Draft(), config.read_yaml(file))
     target, geometry = described.target, described.open()
     target.close()
-    backing = f" on {target.backing()}" if target.backing() else ""
+    backing = f" on {found}" if (found := handlers.backing(target)) else ""
     click.echo(f"{file}: {target.name}{backing}, {format_size(geometry.size)}: good")
 
 

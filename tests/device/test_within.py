@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from ublkpy import Device, Geometry, Request, Target
+from ublkpy.daemon import server
 from ublkpy.driver import inspect
 from ublkpy.errors import BusyError, NoDeviceError, UblkError
 from ublkpy.life import within
@@ -412,6 +413,45 @@ def test_a_target_that_cannot_begin(where: str, caplog: pytest.LogCaptureFixture
     delattr(target, where)
     with device:
         assert read(device, 0, 512) == bytes(512)
+
+
+class Late(targets.Ram):
+    """Its threads do not begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def start_thread(self) -> None:
+        assert self.go_on.wait(120)
+
+
+class LateAsync(targets.AsyncRam):
+    async def start(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("target", [Late(), LateAsync()], ids=["start_thread", "start"])
+def test_a_target_that_does_not_begin(
+    target: Target, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is left of its device, whatever it does."""
+    monkeypatch.setattr(server, "START_DEADLINE", 0.5)
+    before = fds()
+    device = Device(target, queues=2)
+    with pytest.raises(UblkError, match=r"did not get ready within 0.5 s: target .* has not returned from start"):
+        device.serve()
+    assert not device.exists()
+    assert inspect.device_ids() == []
+    monkeypatch.undo()
+    if isinstance(target, Late):
+        with pytest.raises(BusyError, match="has not returned since its device was given up"):
+            device.serve()
+        target.go_on.set()
+        until(lambda: threading.active_count() == 1, "the threads have ended")
+        with device:
+            assert read(device, 0, 512) == bytes(512)
+    assert fds() == before
 
 
 # -- the program's own -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ublkpy import Geometry, Target
 from ublkpy.errors import UblkError
 from ublkpy.testing import Disk, TargetContract, open_disk
 from ublkpy.tgt.null import NullTarget
+from ublkpy.uring.map import Map
 
 
 class TestGoodOnes(TargetContract):
@@ -113,8 +114,16 @@ def test_a_start_that_fails(name: str) -> None:
         pass
 
 
-def test_what_has_no_methods() -> None:
-    with pytest.raises(ValueError, match="target null has no methods"), open_disk(NullTarget()):
+class Mapped(targets.Ram):
+    """Nothing is left to its methods."""
+
+    def map(self, size: int) -> Map:
+        return Map(size)
+
+
+@pytest.mark.parametrize("target", [NullTarget(), Mapped()])
+def test_what_is_not_all_methods(target: Target) -> None:
+    with pytest.raises(ValueError, match=f"target {target.name} has a map or upcall"), open_disk(target):
         pass
 
 

@@ -80,7 +80,6 @@ class Server:
         self.failure: BaseException | None = None
         self._plan = plan
         self._workers: list[Worker] = []
-        self._lost: set[Worker] = set()  # those that did not get ready in time
         self._memories: list[Memory] = []
         self._map: Map | None = None
         self._sharing: Sharing | None = None
@@ -254,7 +253,7 @@ class Server:
         cdev.open_cdev(info.dev_id, self._take_cdev)
         handlers.start(self._plan.config.target, self.end)
         self._started = True
-        self._map = self._plan.config.target.map(self._plan.geometry.size)
+        self._map = handlers.make_map(self._plan.config.target, self._plan.geometry.size)
         options = self._plan.config.device
         if options.shmem_zc:
             self._sharing = Sharing(
@@ -297,9 +296,9 @@ class Server:
                 "name": target.name,
                 "type": 0,
                 "dev_size": self._plan.geometry.size,
-                **target.status(),
+                **handlers.status(target),
             },
-            backing=target.backing(),
+            backing=handlers.backing(target),
             within=self._host.within,
         )
         self._save_buffers(self._plan.stale_buffers)
@@ -346,7 +345,8 @@ class Server:
         deadline = time.monotonic() + START_DEADLINE
         for worker in started:
             if not worker.ready.wait(deadline - time.monotonic()):
-                self._lost = {worker for worker in started if not worker.ready.is_set()}
+                for late in started:
+                    late.give_up()
                 target = self._plan.config.target
                 where = "start_thread() or start()" if iscoroutinefunction(target.start) else "start_thread()"
                 raise UblkError(
@@ -374,20 +374,15 @@ class Server:
         return e
 
     def abandon(self, dev_id: int) -> None:
-        """Delete a device that nobody has heard of yet, and end its queues.
-
-        One that never got ready, because the target keeps its thread, goes with the process, and then the device.
-        """
+        """Delete a device that nobody has heard of yet, and end its queues."""
         self._start_helper(dev_id, force=True)
         deadline = time.monotonic() + (HELPER_DEADLINE if self._helper else 0)
         for worker in self._workers:
-            if worker not in self._lost:
-                worker.join(max(0, deadline - time.monotonic()))
+            worker.join(max(0, deadline - time.monotonic()))
             if not worker.serving:
                 worker.release()
         self._close()
-        if not self._lost:
-            self._wait_helper()
+        self._wait_helper()
 
     # -- the end ---------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ublkpy.daemon.forks import taking
 from ublkpy.driver.state import QueueState
 from ublkpy.system.process import flush_io
+from ublkpy.tgt import handlers
 from ublkpy.tgt.base import Target
 from ublkpy.upcall import pool
 from ublkpy.upcall.serve import serve
@@ -32,7 +33,7 @@ class Worker(threading.Thread):
 
     ``ready`` is set when all FETCHes are sent or ``error`` says why not. When the thread has ended,
     ``serving`` turns False and then ``ended`` is called, in this thread, as the last thing; also before it waits for
-    a pool, which may take a while.
+    a pool, which may take a while. One that was given up calls nobody.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Worker(threading.Thread):
         self.serving = True
         self._queue: Queue | None = None
         self._threads: pool.Executor | None = None
+        self._is_starting = False  # the target, in this thread
+        self._is_given_up = False
         self._releasing = threading.Lock()
         self._memory = memory
         self._thread = thread
@@ -73,13 +76,26 @@ class Worker(threading.Thread):
             self._threads = pool.here()
             if self.is_inside():
                 self.ready.set()
-                self._ended()
+                self._tell_end()
             if self._threads:
                 self._threads.wait(_POOL_END)
         finally:
             self.serving = False
             self.ready.set()
-            self._ended()
+            self._tell_end()
+
+    def give_up(self) -> None:
+        """Have it not begin, if it has not yet: a target that keeps its thread keeps nothing of the device then. Any
+        thread.
+        """
+        with self._releasing:
+            self._is_given_up = self._is_starting
+            self.serving = self.serving and not self._is_given_up
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end; of one that was given up, nobody knows when that is."""
+        if not self._is_given_up:
+            super().join(timeout)
 
     def state(self) -> QueueState:
         """This thread as the state file describes it. Any thread, once ``ready`` is set."""
@@ -109,8 +125,8 @@ class Worker(threading.Thread):
             return self._queue is not None and self._queue.is_waiting()
 
     def is_inside(self) -> bool:
-        """Whether threads of its pool are in methods of the target, after an ``error``. Any thread."""
-        return self._threads is not None and not self._threads.wait(0)
+        """Whether its threads are in methods of the target when it is given up, or has failed. Any thread."""
+        return self._is_starting or (self._threads is not None and not self._threads.wait(0))
 
     def has_lost_tags(self) -> bool:
         """Whether the driver has taken tags back: it begins to take the device. Any thread."""
@@ -122,10 +138,29 @@ class Worker(threading.Thread):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         flush_io()  # in a daemon, all threads have that already
         self._settle()
-        with taking:
+        self._is_starting = True
+        try:
+            # First: a target that does not return from it keeps nothing of the device.
+            handlers.start_thread(self._target)
+            try:
+                self._answer()
+            finally:
+                handlers.stop_thread(self._target)
+        finally:
+            self._is_starting = False
+        self.release()
+
+    def _answer(self) -> None:
+        with self._releasing, taking:
+            if self._is_given_up:
+                return
+            self._is_starting = False
             queue = self._queue = Queue(self._memory, self._mode, self._map, self._thread, self._shared)
         serve(queue, self._target, self._tell, self.ready.set)
-        self.release()
+
+    def _tell_end(self) -> None:
+        if not self._is_given_up:
+            self._ended()
 
     def _settle(self) -> None:
         """Stay on one CPU of the queue's, as ublksrv does: a thread that moves costs more to wake up.

@@ -113,7 +113,8 @@ class Session:
         try:
             self._begin()
         except BaseException:
-            _forget(self)
+            if not self._is_left:
+                _forget(self)
             raise
 
     def _take_leave(self) -> None:
@@ -144,7 +145,7 @@ class Session:
                 server.abandon(info.dev_id)
                 raise
         except BaseException:
-            server.close()
+            self._is_left = not server.close()
             raise
         self._info, self._thread, self._pid = info, thread, os.getpid()
         tell_clamped(self._config, info.nr_hw_queues)

@@ -80,8 +80,8 @@ def open_disk(target: Target) -> Iterator[Disk]:
     loop of its own, those of a target with ``blocking`` in other threads. Raises UblkError as ``ublk add``, ValueError
     for a target that has no methods: what its map says is done by a daemon, see ``open_device``.
     """
-    if handlers.way(target) is Way.RAW:
-        raise ValueError(f"target {target.name} has no methods to call: its map, or upcall(), needs a device")
+    if handlers.way(target) is Way.RAW or type(target).map is not Target.map:
+        raise ValueError(f"target {target.name} has a map or upcall(), which need a device: open_device() makes one")
     found = handlers.open_target(target)
     try:
         geometry = limits.settle(target.disk, handlers.fit(target, found))
@@ -101,8 +101,7 @@ def _alive(target: Target, runner: asyncio.Runner) -> Iterator[None]:
                 target.start()
         if not is_async[target.stop]:
             ends.callback(target.stop)
-        with handlers.told(target, "start_thread"):
-            target.start_thread()
+        handlers.start_thread(target)
         ends.callback(target.stop_thread)
         if is_async[target.start]:
             with handlers.told(target, "start"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import json
 import logging
 import operator
 import traceback
@@ -16,6 +17,7 @@ from typing import Any
 from ublkpy.errors import UblkError
 from ublkpy.tgt.base import MAX_DISCARD_BYTES, METHODS, ZONE_METHODS, Geometry, Target
 from ublkpy.tgt.options import SECTOR
+from ublkpy.uring.map import Map
 from ublkpy.uring.zones import Zones
 
 _log = logging.getLogger(__name__)
@@ -77,6 +79,8 @@ def fit(target: Target, found: Geometry) -> Geometry:
     found = _checked(target, found)
     if found.zones:
         _check_zones(target, found, found.zones)
+    if way(target) is Way.RAW:
+        _check_plain(target)
     if type(target).map is not Target.map:
         return found
     if "read" not in methods:
@@ -139,6 +143,17 @@ def _check_calls(target: Target) -> None:
             continue
 
 
+def _check_plain(target: Target) -> None:
+    """Where no method answers requests, there is no loop that an ``async def`` would run on."""
+    for name in ("start", "stop"):
+        if inspect.iscoroutinefunction(getattr(target, name)):
+            raise UblkError(
+                f"{name}() of target {target.name} is async, and nobody would run it: none of its methods for requests"
+                " would be called",
+                f"def {name}(self)",
+            )
+
+
 def _warn_of_names(target: Target) -> None:
     """A method that is misspelt is not missed by anybody else: the disk just cannot do it."""
     own = target.methods()
@@ -186,6 +201,32 @@ def start(target: Target, end_device: Callable[[], None]) -> None:
     if not inspect.iscoroutinefunction(target.start):
         with told(target, "start"):
             target.start()
+
+
+def make_map(target: Target, size: int) -> Map:
+    """``Target.map``. Raises UblkError."""
+    with told(target, "map"):
+        return target.map(size)
+
+
+def start_thread(target: Target) -> None:
+    """``Target.start_thread``. Raises UblkError."""
+    with told(target, "start_thread"):
+        target.start_thread()
+
+
+def backing(target: Target) -> str:
+    """``Target.backing``. Raises UblkError."""
+    with told(target, "backing"):
+        return target.backing()
+
+
+def status(target: Target) -> dict[str, object]:
+    """``Target.status``. Raises UblkError, also for what JSON cannot hold."""
+    with told(target, "status"):
+        found = target.status()
+        json.dumps(found)
+        return found
 
 
 def stop(target: Target) -> None:

@@ -53,19 +53,44 @@ class Loop:
         events = self._queue.listen()
         self._loop.add_reader(events, self._heard, events)
         try:
-            if inspect.iscoroutinefunction(self._target.start):
-                with told(self._target, "start"):
-                    await cast("Awaitable[None]", self._target.start())
-            ready()
-            self._look()
+            has_started = await self._start()
+            if has_started:
+                ready()
+                self._look()
             await self._end
-            if inspect.iscoroutinefunction(self._target.stop):
+            if has_started and inspect.iscoroutinefunction(self._target.stop):
                 await cast("Awaitable[None]", self._target.stop())
             await self._end_tasks()
         finally:
             self._end.cancel()  # if it is not known yet: tasks are cancelled now, and end
             self._files.give_up()
             self._loop.remove_reader(events)
+
+    async def _start(self) -> bool:
+        """Of the target; False if the device has gone meanwhile. In this task, where its ``stop`` will run, too: there
+        are libraries that want that.
+        """
+        if not inspect.iscoroutinefunction(self._target.start):
+            return True
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        is_starting = True
+
+        def cancel(_end: asyncio.Future[None]) -> None:
+            if is_starting:
+                task.cancel()
+
+        self._end.add_done_callback(cancel)
+        try:
+            with told(self._target, "start"):
+                await cast("Awaitable[None]", self._target.start())
+        except asyncio.CancelledError:
+            if not self._end.done():
+                raise
+            task.uncancel()
+            return False
+        finally:
+            is_starting = False
+        return True
 
     async def _end_tasks(self) -> None:
         """Ours, and what the target leaves: while they can still hear of their files."""

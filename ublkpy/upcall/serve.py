@@ -32,31 +32,22 @@ _WAYS: dict[Way, type[Answers]] = {Way.RAW: Raw, Way.PLAIN: Plain, Way.BLOCKING:
 
 def serve(queue: Queue, target: Target, tell: Callable[[IoError], None], ready: Callable[[], None]) -> None:
     """Until the driver has taken all tags back. ``ready`` is called before the first request, ``tell`` for those that
-    failed. OSError as from ``Queue.run``, and what ``start_thread`` or an ``async def start`` of the target raises;
-    threads of its pool may still be in methods of the target then (``pool.here``).
+    failed. OSError as from ``Queue.run``, and what an ``async def start`` of the target raises; threads of its pool may
+    still be in methods of the target then (``pool.here``).
     """
-    with handlers.told(target, "start_thread"):
-        target.start_thread()
-    try:
-        _answer(queue, target, tell, ready)
-        if threads := pool.here():
-            threads.wait()
-    finally:
-        handlers.stop_thread(target)
-
-
-def _answer(queue: Queue, target: Target, tell: Callable[[IoError], None], ready: Callable[[], None]) -> None:
     way = handlers.way(target)
     if way is Way.ASYNC:
         aio.serve(queue, target, tell, ready)
-        return
-    answers = _WAYS[way](queue, target)
-    ready()
-    try:
-        while (event := queue.run()) is not Event.STOPPED:
-            if event is Event.UPCALLS:
-                answers.answer()
-            elif event is Event.IO_ERROR:
-                tell(queue.error)
-    finally:
-        answers.close()
+    else:
+        answers = _WAYS[way](queue, target)
+        ready()
+        try:
+            while (event := queue.run()) is not Event.STOPPED:
+                if event is Event.UPCALLS:
+                    answers.answer()
+                elif event is Event.IO_ERROR:
+                    tell(queue.error)
+        finally:
+            answers.close()
+    if threads := pool.here():
+        threads.wait()

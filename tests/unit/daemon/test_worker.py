@@ -218,7 +218,6 @@ def test_a_target_that_keeps_its_thread(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(worker, "Queue", Cut)
     monkeypatch.setattr(server, "START_DEADLINE", 0.05)
-    monkeypatch.setattr(Cut, "begun", threading.Event(), raising=False)
     target = Keeping()
     config = DeviceConfig(DeviceOptions(), target)
     made: Any = Server(Plan(config, config.open(), 1), host=Program())
@@ -233,10 +232,11 @@ def test_a_target_that_keeps_its_thread(monkeypatch: pytest.MonkeyPatch) -> None
     assert not made.close()
     assert time.monotonic() - began < 20
     assert target.ended == []
-    Cut.begun.set()
     target.go_on.set()
-    kept.join(60)
+    threading.Thread.join(kept, 60)
+    assert kept._queue is None
     assert made.close()
+    assert target.ended == ["stop_thread", "close"]
 
 
 def test_a_fork_waits_for_a_ring_to_be_written_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -136,3 +137,47 @@ def test_misspelt_methods_are_pointed_out(caplog: pytest.LogCaptureFixture) -> N
     assert [record.message for record in caplog.records] == [
         "target typo has no write(); is its wirte() meant to be that?"
     ]
+
+
+@pytest.mark.parametrize("name", ["map", "backing", "status"])
+def test_what_goes_wrong_in_any_method_is_the_targets(name: str) -> None:
+    class Failing(NullTarget):
+        pass
+
+    def fail(*_args: object) -> object:
+        raise KeyError("not there")
+
+    setattr(Failing, name, fail)
+    target = Failing()
+    calls: dict[str, Callable[[], object]] = {
+        "map": lambda: handlers.make_map(target, 1 << 20),
+        "backing": lambda: handlers.backing(target),
+        "status": lambda: handlers.status(target),
+    }
+    with pytest.raises(UblkError, match=rf"^target failing failed in {name}\(\)$") as caught:
+        calls[name]()
+    assert "KeyError: 'not there'" in caught.value.hint
+    assert "/handlers.py" not in caught.value.hint
+
+
+def test_a_status_that_is_not_for_json() -> None:
+    class Odd(NullTarget):
+        def status(self) -> dict[str, object]:
+            return {"data": b"1"}
+
+    with pytest.raises(UblkError, match=r"failed in status\(\)$") as caught:
+        handlers.status(Odd())
+    assert "bytes is not JSON serializable" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["start", "stop"])
+def test_async_without_a_loop(name: str) -> None:
+    class Mapped(NullTarget):
+        pass
+
+    async def wait(_self: Target) -> None: ...
+
+    setattr(Mapped, name, wait)
+    with pytest.raises(UblkError, match=rf"^{name}\(\) of target mapped is async, and nobody would run it") as caught:
+        handlers.fit(Mapped(), GOOD)
+    assert caught.value.hint == f"def {name}(self)"
