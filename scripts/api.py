@@ -188,7 +188,8 @@ class Page:
             self._name_types(parameter.annotation)
         if isinstance(thing, griffe.Function):
             self._name_types(thing.returns)
-            return _wrapped(thing.signature(return_type=True, name=name))
+            is_async = "async " if "async" in thing.labels else ""
+            return _wrapped(is_async + thing.signature(return_type=True, name=name))
         return _wrapped(thing.signature(name=name))
 
     def _name_types(self, annotation: str | griffe.Expr | None) -> None:

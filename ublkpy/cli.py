@@ -40,13 +40,16 @@ from ublkpy.uring.mode import MODES
 log = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Entry point: run the command and turn errors into messages and exit codes."""
+def main(target: str | None = None) -> None:
+    """Entry point: run the command and turn errors into messages and exit codes. With ``target``, it is ``add`` of that
+    one.
+    """
     _fill_standard_streams()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="ublk: %(message)s", level=logging.INFO)
     try:
-        status = cli.main(standalone_mode=False)
+        args = None if target is None else ["add", target, *sys.argv[1:]]
+        status = cli.main(args, standalone_mode=False, obj=target)
     except click.exceptions.NoArgsIsHelpError as e:
         e.show()
         status = e.exit_code
@@ -123,10 +126,21 @@ def cli() -> None:
     """Block devices in user space: /dev/ublkbN, served by a daemon of your choice."""
 
 
+def _of_device(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What describes a device that there is not yet, but for its options."""
+    for decorate in (
+        click.option(
+            "-c", "--config", "file", type=click.Path(path_type=Path), help="YAML file; other options win over it"
+        ),
+        click.option("-t", "--type", "target_type", metavar="TARGET", help="the same", shell_complete=complete_targets),
+        click.argument("words", nargs=-1, metavar="[TARGET] [KEY=VALUE]...", shell_complete=complete_targets),
+    ):
+        command = decorate(command)
+    return command
+
+
 @cli.command(cls=Add)
-@click.argument("words", nargs=-1, metavar="[TARGET] [KEY=VALUE]...", shell_complete=complete_targets)
-@click.option("-t", "--type", "target_type", metavar="TARGET", help="the same", shell_complete=complete_targets)
-@click.option("-c", "--config", "file", type=click.Path(path_type=Path), help="YAML file; other options win over it")
+@_of_device
 @click.option("--foreground", is_flag=True, help="stay attached, log to stderr, end with SIGINT or SIGTERM")
 @json_option
 @click.option("-r", "--user_recovery", "r", type=SWITCH, metavar="0|1", help="as ublksrv: --recovery queue")
@@ -165,18 +179,8 @@ def add(
     """
     from ublkpy.life.foreground import serve
 
-    targets, arguments = split_words(words)
-    targets += [target_type] if target_type else []
-    if len(targets) > 1:
-        raise ConfigError(f"two targets: {targets[0]} and {targets[1]}", "leave one of the two out")
-    said = config.Draft(target_type=ctx.meta[TARGET] if targets else None)
-    for param in ctx.command.get_params(ctx):
-        if isinstance(param, Declared) and values[param.name or ""] is not None:
-            section = said.device if param.section == "device" else said.target
-            section[param.declared.name] = values[param.name or ""]
-    take_arguments(said, ctx.meta.get(TARGET), arguments)
+    said, described = _said(ctx, words, target_type, values)
     _recovery_as_ublksrv(said, r, i, e)
-    described = ctx.meta.get(FILE) or config.Draft()
     _mode_as_ublksrv(said, described.device.get("mode", "auto"), zerocopy, usercopy, need_get_data, batch)
     wanted = config.build(said, described)
     if foreground and wanted.device.supervise:
@@ -194,6 +198,23 @@ def add(
 
     Device.add(wanted, show)
     return ExitCode.OK
+
+
+def _said(
+    ctx: click.Context, words: tuple[str, ...], target_type: str | None, values: dict[str, Any]
+) -> tuple[config.Draft, config.Draft]:
+    """What the command line says of a device, and what the file does that it names."""
+    targets, arguments = split_words(words)
+    targets += [target_type] if target_type else []
+    if len(targets) > 1:
+        raise ConfigError(f"two targets: {targets[0]} and {targets[1]}", "leave one of the two out")
+    said = config.Draft(target_type=ctx.meta[TARGET] if targets else None)
+    for param in ctx.command.get_params(ctx):
+        if isinstance(param, Declared) and values[param.name or ""] is not None:
+            section = said.device if param.section == "device" else said.target
+            section[param.declared.name] = values[param.name or ""]
+    take_arguments(said, ctx.meta.get(TARGET), arguments)
+    return said, ctx.meta.get(FILE) or config.Draft()
 
 
 def _show_added(dev_id: int, as_json: bool) -> None:
@@ -241,10 +262,6 @@ def _mode_as_ublksrv(
             f"say only: --mode {'|'.join(MODES)}",
         )
     said.device["mode"] = name
-
-
-for _opt in config.DeviceOptions.options.values():
-    add.params.append(Declared(_opt, "device"))
 
 
 @cli.command("del")
@@ -469,18 +486,29 @@ def udev_remove() -> None:
     click.echo("\n".join(udev.remove()))
 
 
-@cli.command()
-@click.option("-c", "--config", "file", type=click.Path(path_type=Path), required=True, help="YAML file")
-def check(file: Path) -> None:
-    """Validate a YAML file and its target, without the driver."""
+@cli.command(cls=Add)
+@_of_device
+@click.pass_context
+def check(
+    ctx: click.Context, /, words: tuple[str, ...], target_type: str | None, file: Path | None, **values: Any
+) -> None:
+    """Say whether a device could be added so, without the driver: opens its target, and closes it.
+
+    TARGET, KEY=VALUE and all options are those of add.
+    """
     from ublkpy.tgt import handlers
     from ublkpy.tgt.options import format_size
 
-    described = config.build(config.Draft(), config.read_yaml(file))
-    target, geometry = described.target, described.open()
+    wanted = config.build(*_said(ctx, words, target_type, values))
+    target, geometry = wanted.target, wanted.open()
     target.close()
     backing = f" on {found}" if (found := handlers.backing(target)) else ""
-    click.echo(f"{file}: {target.name}{backing}, {format_size(geometry.size)}: good")
+    click.echo(f"{file or ctx.meta[TARGET]}: {target.name}{backing}, {format_size(geometry.size)}: good")
+
+
+for _opt in config.DeviceOptions.options.values():
+    for _command in (add, check):
+        _command.params.append(Declared(_opt, "device"))
 
 
 @cli.command("help")

@@ -69,8 +69,8 @@ class Add(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         target = ctx.meta.get(TARGET)
-        own, (help_option,) = super().get_params(ctx)[:-1], super().get_params(ctx)[-1:]
-        return [*own, *(options_of(target) if target else ()), help_option]
+        *own, help_option = super().get_params(ctx)
+        return [*own, *(_without_others(options_of(target), own) if target else ()), help_option]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -109,6 +109,20 @@ class Add(click.Command):
             return load.reference(load.find(name))
         return ctx.meta[FILE].target_type if file else None
 
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if ctx.obj:  # the program of one target
+            formatter.write_usage(ctx.find_root().command_path, "[OPTIONS]")
+        else:
+            super().format_usage(ctx, formatter)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if ctx.obj:
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(tgt.find(ctx.obj).text())
+        else:
+            super().format_help_text(ctx, formatter)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         target: str | None = ctx.meta.get(TARGET)
         of_target = f"Options of target {tgt.find(target).name}" if target else ""
@@ -116,7 +130,8 @@ class Add(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             mine = isinstance(param, Declared) and param.section == "target"
-            if record:
+            is_said = ctx.obj and param.name in _OF_PROGRAM
+            if record and isinstance(param, click.Option) and not is_said:
                 groups.setdefault(of_target if mine else "Options", []).append(record)
         for title, records in groups.items():
             with formatter.section(title):
@@ -124,6 +139,19 @@ class Add(click.Command):
         if not target:
             formatter.write_paragraph()
             formatter.write_text(f"Targets: {', '.join(tgt.names())}. Their options: ublk help -t TARGET")
+
+
+def _without_others(options: list[Declared], others: Iterable[click.Parameter]) -> list[Declared]:
+    """The options of a target, if none has a flag that is taken. UblkError if one has: it would never be seen."""
+    taken = {flag for other in others for flag in (*other.opts, *other.secondary_opts)}
+    for opt in options:
+        for flag in (*opt.opts, *opt.secondary_opts):
+            if flag in taken:
+                raise UblkError(
+                    f"option {opt.declared.name} of the target has the flag {flag}, which any device has",
+                    "give it another name, or other flags",
+                )
+    return options
 
 
 def split_words(words: Iterable[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -146,6 +174,9 @@ def take_arguments(said: config.Draft, target: str | None, arguments: tuple[str,
         )
     said.target[name] = (*said.target.get(name, ()), *arguments)
 
+
+_OF_PROGRAM = ("words", "target_type", "file")
+"""What the program of a target leaves nobody to say."""
 
 # In click's meta: the named target, and the values of the file of -c.
 TARGET = "ublkpy.target"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from ublkpy import cli
 from ublkpy.tgt import load
 from ublkpy.tgt.base import Target
@@ -16,5 +14,4 @@ def main(target: type[Target]) -> None:
     """
     reference = load.reference(target)
     load.find(reference)  # what was run as __main__ is found again under its file's name
-    sys.argv = [sys.argv[0], "add", reference, *sys.argv[1:]]
-    cli.main()
+    cli.main(reference)

@@ -20,7 +20,8 @@ import pytest
 from ublkpy import __version__, cli, cli_options, tgt
 from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.driver.ctrl import CONTROL
-from ublkpy.errors import BusyError, NoDeviceError, UblkError
+from ublkpy.errors import BusyError, ExitCode, NoDeviceError, UblkError
+from ublkpy.tgt import load
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 
@@ -181,7 +182,7 @@ def test_unknown_target_lists_all(ublk: Run) -> None:
         (["set_affinity", "-n", "1", "-q", "0", "--cpuset", "1-"], "'1-' is not a set of CPUs such as 0-3,5"),
         (["set-affinity", "-n", "1", "-q", "-1", "--cpuset", "1"], "'-q' / '--queue'"),
         (["list", "3"], "unexpected extra argument"),
-        (["check"], "Missing option '-c' / '--config'"),
+        (["check"], "no target given"),
         (["help", "lst"], "No such command 'lst'. Did you mean 'list'?"),
     ],
     ids=words,
@@ -491,6 +492,25 @@ def test_help_shows_defaults_and_what_is_required(ublk: Run) -> None:
 
 def test_check_of_a_good_file(ublk: Run, null_yaml: Path) -> None:
     assert ublk("check", "-c", null_yaml) == Result(0, f"{null_yaml}: null, 1G: good\n", "")
+
+
+def test_check_of_what_would_be_added(ublk: Run, tmp_path: Path) -> None:
+    path = tmp_path / "disk.py"
+    path.write_text(load.template().read_text())
+    assert ublk("check", path, "--size", "2M", "-q", "4") == Result(0, f"{path}:MyDisk: my-disk, 2M: good\n", "")
+    assert ublk("check", "null") == Result(0, "null: null, 250G: good\n", "")
+    assert "not a multiple of" in usage_error(ublk("check", path, "--size", "5000"))
+
+
+def test_options_that_others_would_hide(ublk: Run, tmp_path: Path) -> None:
+    path = tmp_path / "disk.py"
+    text = load.template().read_text()
+    path.write_text(text.replace('"-s"', '"-q"'))
+    for command in ("add", "check"):
+        refused = ublk(command, path)
+        assert (refused.code, refused.out) == (ExitCode.FAILED, "")
+        assert "option size of the target has the flag -q, which any device has" in refused.err
+        assert "give it another name, or other flags" in refused.err
 
 
 def test_check_opens_the_target(ublk: Run, tmp_path: Path) -> None:

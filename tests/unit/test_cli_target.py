@@ -115,6 +115,7 @@ def test_a_file_as_a_program(ublk: Run, tmp_path: Path) -> None:
 
     shown = run("--help")
     assert shown.returncode == 0
+    assert shown.stdout.startswith("Usage: disk.py [OPTIONS]\n\n  A disk in memory")
     assert "Options of target my-disk" in shown.stdout
     assert "--size" in shown.stdout
     wrong = run("--size", "5000")

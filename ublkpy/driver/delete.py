@@ -239,8 +239,10 @@ def _try_stop(device: _Device) -> None:
 
 def _stop_or_kill(device: _Device, timeout: float, *, force: bool) -> None:
     dev_id = device.dev_id
+    daemon = device.daemon()
+    then = " (else its daemon is killed)" if force and daemon is not None else ""
     try:
-        _stop(device, timeout, flush=device.loses_dirty_pages())
+        _stop(device, timeout, flush=device.loses_dirty_pages(), then=then)
     except TimeoutError as e:
         daemon = device.daemon()
         if not force or daemon is None:
@@ -253,7 +255,7 @@ def _stop_or_kill(device: _Device, timeout: float, *, force: bool) -> None:
         _stop_without_daemon(device, daemon)
 
 
-def _stop(device: _Device, timeout: float, *, flush: bool = False) -> None:
+def _stop(device: _Device, timeout: float, *, flush: bool = False, then: str = "") -> None:
     dev_id = device.dev_id
 
     def stop() -> None:
@@ -264,7 +266,7 @@ def _stop(device: _Device, timeout: float, *, flush: bool = False) -> None:
             control.stop(dev_id, _A_DAY)  # the process that waits for this one judges, by progress
 
     # A slow disk is not a stuck one.
-    isolated(f"device {dev_id} to stop", stop, timeout, lambda: completed(dev_id))
+    isolated(f"device {dev_id} to stop{then}", stop, timeout, lambda: completed(dev_id))
 
 
 def _flush(dev_id: int) -> None:

@@ -30,6 +30,7 @@ def serve(config: DeviceConfig, on_ready: Callable[[int], None]) -> int:
         log.to_terminal()
         left = named.waiting(config.device.name)
         start = Start(make_plan(config), Server.create) if left is None else _recovery(left, config)
+        log.hear(type(config.target).__module__)
         process.harden()
         process.leave_mounts(start.plan.config.target.paths())
         server = Server(start.plan, manager)

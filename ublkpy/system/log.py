@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,8 +101,25 @@ def _set_up(formatter: logging.Formatter) -> None:
     handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(formatter)
     root = logging.getLogger()
+    handler.addFilter(_is_ours)
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+
+
+def hear(module: str) -> None:
+    """What this module of an installed package and its like say in passing is of interest, too: a target's."""
+    _heard.add(module.partition(".")[0])
+
+
+_heard = {"ublkpy"}
+_STDLIB = sysconfig.get_path("stdlib") + os.sep
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Libraries, which tell of each of their requests, are heard from WARNING on."""
+    path = record.pathname
+    is_library = path.startswith(_STDLIB) or "/site-packages/" in path or "/dist-packages/" in path
+    return record.levelno >= logging.WARNING or not is_library or record.name.partition(".")[0] in _heard
 
 
 def _is_journal(fd: int) -> bool:

@@ -85,9 +85,13 @@ class Geometry:
     each write is durable before it is done.
     """
     discard_granularity: int = 0
-    """Unit in which space is freed. 0: it can neither discard nor write zeroes; a maximum of 0: not the one."""
+    """Unit in which space is freed. 0: with methods for that, a logical block; with a map, it can neither discard nor
+    write zeroes.
+    """
     max_discard_bytes: int = 0
-    """Largest discard; at most MAX_DISCARD_BYTES, 4 GiB without a sector."""
+    """Largest discard, up to MAX_DISCARD_BYTES: 4 GiB without a sector. 0: with a ``discard`` method, that; with a map,
+    none.
+    """
     max_write_zeroes_bytes: int = 0
     """Largest request for zeroes; the same."""
     integrity: Integrity | None = None

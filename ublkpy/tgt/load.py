@@ -158,13 +158,14 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def _only(module: ModuleType, path: Path) -> str:
-    """The name of the target that is defined there, if it is one."""
+    """The name of the target that is defined there, if it is one; those that begin with _ are bases of others."""
     found = [
         cls.__name__
         for cls in vars(module).values()
         if isinstance(cls, type)
         and issubclass(cls, Target)
         and cls.__module__ == module.__name__
+        and not cls.__name__.startswith("_")
         and not inspect.isabstract(cls)
     ]
     if len(found) == 1:
@@ -173,7 +174,10 @@ def _only(module: ModuleType, path: Path) -> str:
         raise ConfigError(
             f"there is no target in {path}", "define a class of ublkpy.Target with an open method: ublk target new FILE"
         )
-    raise ConfigError(f"{path} has several targets: {', '.join(found)}", f"name one: {path}:{found[0]}")
+    raise ConfigError(
+        f"{path} has several targets: {', '.join(found)}",
+        f"name one: {path}:{found[0]}; or begin the names of those that are only bases of others with _",
+    )
 
 
 def _class(module: ModuleType, name: str, where: str) -> type[Target]:

@@ -19,6 +19,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
@@ -163,8 +164,12 @@ class Configurable:
         declared = {name: value for name, value in vars(cls).items() if isinstance(value, _Declaration)}
         for name in declared.keys() - hints.keys():
             raise TypeError(f"option {name} of {cls.__name__} needs a type, as in {name}: Size = option(...)")
+        inherited = next(base.options for base in cls.__mro__[1:] if issubclass(base, Configurable))
+        for name in declared.keys() - inherited.keys():
+            if any(name in vars(base) or name in get_annotations(base) for base in cls.__mro__[1:]):
+                raise TypeError(f"option {name} of {cls.__name__} would hide what else is called {name}: rename it")
         own = {name: _make_option(name, hints[name], declaration) for name, declaration in declared.items()}
-        cls.options = own | cls.options | own  # in this order, and an own one replaces that of the base
+        cls.options = own | inherited | own  # in this order, and an own one replaces that of the base
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         """Take parsed ``values``; what is missing gets its default. ValueError for a required one, and for one that

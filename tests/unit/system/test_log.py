@@ -224,3 +224,33 @@ logging.getLogger("ublkpy.test").warning("careful")
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (shown.stdout, shown.stderr) == ("", "ublkb3: WARNING: careful\n")
+
+
+# -- who is heard --------------------------------------------------------------------------
+
+
+def test_libraries_are_heard_from_warnings_on(tmp_path: Path, in_child: InChild) -> None:
+    """What a target says itself is heard, whatever its logger is called."""
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    for name in ("chatty", "cloud_disk"):
+        (installed / f"{name}.py").write_text(
+            f"import logging\nlog = logging.getLogger('{name}.part')\n"
+            f"def talk():\n    log.info('{name} works')\n    log.warning('{name} fears')\n"
+        )
+
+    def talk() -> None:
+        sys.path.insert(0, str(installed))
+        log.detach(tmp_path / "x.log")
+        log.hear("cloud_disk.disks")
+        logging.getLogger("mine").info("hello")
+        logging.info("hello, root")
+        for name in ("chatty", "cloud_disk"):
+            __import__(name).talk()
+
+    in_child(talk)
+    said = [line.partition(": ")[2] for line in (tmp_path / "x.log").read_text().splitlines()]
+    assert said == [
+        *("INFO: hello", "INFO: hello, root", "WARNING: chatty fears"),
+        *("INFO: cloud_disk works", "WARNING: cloud_disk fears"),
+    ]

@@ -67,7 +67,13 @@ def test_a_file_with_several(tmp_path: Path) -> None:
     assert tgt.find(f"{path}:VerySlowTarget").name == "very-slow"
     with pytest.raises(ConfigError, match="several targets: Fast, VerySlowTarget") as caught:
         tgt.find(str(path))
-    assert caught.value.hint == f"name one: {path}:Fast"
+    assert caught.value.hint.startswith(f"name one: {path}:Fast; ")
+
+
+def test_a_base_of_others(tmp_path: Path) -> None:
+    path = write(tmp_path / "disks.py", "_Base", more="class Mine(_Base): pass\n")
+    assert tgt.find(str(path)).name == "mine"
+    assert tgt.find(f"{path}:_Base").__name__ == "_Base"
 
 
 def test_what_it_imports_is_not_its_own(tmp_path: Path) -> None:

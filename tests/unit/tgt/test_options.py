@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ublkpy.tgt.base import Target
 from ublkpy.tgt.options import (
     MAX_BYTES,
     Arguments,
@@ -401,6 +402,19 @@ def test_a_program_is_a_path() -> None:
 def test_values_for_options_that_there_are_not() -> None:
     with pytest.raises(ValueError, match="sise is no option of Disk; it has size, "):
         Disk({"label": "x", "sise": 8})
+
+
+@pytest.mark.parametrize("name", ["read", "name", "options", "disk"])
+def test_an_option_that_would_hide_something(name: str) -> None:
+    with pytest.raises(TypeError, match=f"option {name} of Hiding would hide what else is called {name}: rename it"):
+        type("Hiding", (Target,), {"__annotations__": {name: "int"}, name: option(1, help="of no use")})
+
+
+def test_an_option_again() -> None:
+    class Small(Disk):
+        size: Size = option("1M", help="a smaller one")
+
+    assert Small.options["size"].default == "1M"
 
 
 def test_an_option_without_a_type() -> None:
