@@ -14,7 +14,7 @@ from ublkpy import Geometry, Size, Target, UblkError, main, option
 class HttpDisk(Target):
     """A read-only disk from a web server."""
 
-    url: str = option(..., "-u", help="http:// or https:// address of the image")
+    url: str = option(..., help="http:// or https:// address of the image")
     block: Size = option("64k", help="bytes that are asked for at once", minimum=4096, power_of_two=True)
     cached: int = option(256, help="so many blocks are kept, for each queue", minimum=1)
     local = threading.local()  # each queue has a thread, and an event loop in it

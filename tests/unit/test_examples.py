@@ -8,6 +8,8 @@ import os
 import random
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -280,6 +282,10 @@ def test_it_is_short_and_says_how_to_try_it(path: Path) -> None:
     assert len(text.splitlines()) < 60
     said = ast.get_docstring(ast.parse(text)) or ""
     assert f"ublk add examples/{path.name}" in said
+    shown = subprocess.run(
+        [sys.executable, "-m", "ublkpy", "help", "-t", path], capture_output=True, text=True, check=False
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
     assert '\nif __name__ == "__main__":\n    main(' in text
 
 
