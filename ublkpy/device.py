@@ -18,7 +18,6 @@ this program.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import logging
@@ -148,6 +147,8 @@ class Device:
             _log.error("%s", e.message)  # and what ended the block goes on
 
     async def __aenter__(self) -> Device:
+        import asyncio  # slow, and no command needs it
+
         try:
             await _in_thread(self.__enter__)
         except asyncio.CancelledError:
@@ -278,6 +279,8 @@ class Device:
 
 async def _in_thread(action: Callable[[], Any]) -> None:
     """Not on the event loop; cancelled only when it is done."""
+    import asyncio
+
     working = asyncio.ensure_future(asyncio.to_thread(action))
     try:
         await asyncio.shield(working)
