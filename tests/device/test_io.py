@@ -134,6 +134,7 @@ def test_what_fio_writes_is_there(devices: Devices, target: type[InFile], scratc
     load.verify(device.node, "--ioengine=libaio", "--iodepth=32", "--rw=randrw", "--bsrange=4k-64k", "--size=4m")
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("mode", ["auto", "copy", "user-copy"])
 @pytest.mark.parametrize("depth", [1, 16])
 def test_beside_a_map_that_answers_reads(devices: Devices, scratch: Path, depth: int, mode: str) -> None:

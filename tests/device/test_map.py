@@ -113,6 +113,7 @@ def test_each_byte_comes_from_its_own_place(
     assert disk.read(device.node, 0, 5 * block) == expected[: 5 * block]
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("chunk", [512, 65536])
 def test_a_stripe_over_three_files(
     devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str, chunk: int
@@ -264,6 +265,7 @@ def test_what_an_upcall_raises_is_the_answer(devices: Devices, scratch: Path, er
     assert ("ValueError: a bug" in log.read_text()) is (expected == errno.EIO)
 
 
+@pytest.mark.any_kernel
 def test_natively_means_without_python(devices: Devices, scratch: Path, way: str) -> None:
     """Under load, loop and null ask Python nothing."""
     asked = scratch / "asked"
@@ -319,6 +321,7 @@ def test_memory(devices: Devices, scratch: Path, open_file: Callable[[Path], int
     load.verify(device.node, "--ioengine=libaio", "--iodepth=16", "--rw=randrw", "--bsrange=4k-128k", "--size=8m")
 
 
+@pytest.mark.any_kernel
 def test_a_write_goes_where_the_target_wants_it(
     devices: Devices, scratch: Path, open_file: Callable[[Path], int], way: str
 ) -> None:

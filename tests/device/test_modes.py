@@ -133,6 +133,7 @@ def test_the_default_is_the_fastest(devices: Devices, scratch: Path) -> None:
         assert (mode_of(device), mode_of(devices.null())) == ("batch+copy", "batch+user-copy")
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("switches", "name"),
     [

@@ -43,6 +43,7 @@ def trouble(device: Device) -> str | None:
     return said
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(("recovery", "cure"), [("none", "ublk del --force -n 0"), ("queue", "ublk recover -n 0")])
 def test_a_daemon_that_does_not_answer(devices: Devices, recovery: str, cure: str) -> None:
     device = devices.null(recovery=recovery)
@@ -60,6 +61,7 @@ def test_a_daemon_that_does_not_answer(devices: Devices, recovery: str, cure: st
     assert trouble(device) is None
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("what", ["read", "flush"])
 def test_a_backing_that_does_not_answer(devices: Devices, scratch: Path, what: str) -> None:
     """One device on another: the daemon of the upper one is well, its requests are not."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from ublkpy.driver import inspect
 from ublkpy.uring.uapi import Feature
 
@@ -54,6 +56,8 @@ wait $fio
 """
 
 
+@pytest.mark.any_kernel
+@pytest.mark.timeout(180)
 def test_a_script_for_ublksrv(devices: Devices, scratch: Path) -> None:
     file = disk.image(scratch / "image", 16 * MIB)
     environment = {"UBLK": program.executable(), "FILE": str(file), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}

@@ -161,6 +161,7 @@ def test_the_daemon_hears_only_what_it_understands(devices: Devices) -> None:
     assert device.status().info.state is State.DEAD
 
 
+@pytest.mark.any_kernel
 @pytest.mark.logs
 def test_only_force_stops_a_daemon_that_does_not_answer(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ublkpy.life.stop._ANSWER", 1.0)

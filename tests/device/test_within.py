@@ -1,18 +1,14 @@
-"""Devices that a program serves itself; here the tests' own process, and scripts."""
+"""Devices that a program serves itself: here the tests' own process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import multiprocessing
 import os
-import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,12 +21,11 @@ from ublkpy.life import within
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 from ublkpy.upcall.plain import Plain
-from ublkpy.uring.uapi import Feature, Op, State
+from ublkpy.uring.uapi import Feature, Op
 
 from . import disk, kernel, load, program, targets
 from .devices import MIB, held_open, until
-
-DATA = disk.pattern(64 << 10)
+from .within import DATA, fds, nothing_of_it_stays, read, write  # noqa: F401  (an autouse fixture)
 
 
 class RawRam(targets.Ram):
@@ -46,35 +41,6 @@ class RawRam(targets.Ram):
             elif request.op is Op.WRITE:
                 self.write(request.offset, request.buffer)
             request.done()
-
-
-def fds() -> dict[str, str]:
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found[entry.name] = str(entry.readlink())
-    return found
-
-
-@pytest.fixture(autouse=True)
-def nothing_of_it_stays() -> Iterator[None]:
-    """Neither a thread nor a file of ours in this process."""
-    before = fds()
-    yield
-    until(lambda: threading.active_count() == 1, f"only one thread is left of {threading.enumerate()}")
-    assert {fd: link for fd, link in fds().items() if fd not in before} == {}
-
-
-def write(device: Device, offset: int, data: bytes) -> None:
-    disk.write(Path(device.node), offset, data)
-
-
-def read(device: Device, offset: int, length: int) -> bytes:
-    return disk.read(Path(device.node), offset, length)
-
-
-def until_dead(dev_id: int) -> None:
-    until(lambda: inspect.status(dev_id).info.state is State.DEAD, "the driver has noticed", 60)
 
 
 # -- what it serves --------------------------------------------------------------------------
@@ -127,6 +93,7 @@ def test_several_at_a_time_one_on_another(scratch: Path) -> None:
         assert read(lower, MIB, len(DATA)) == DATA
 
 
+@pytest.mark.any_kernel
 def test_a_target_has_one_device_at_a_time() -> None:
     target = targets.Ram()
     with Device(target) as device:
@@ -138,6 +105,7 @@ def test_a_target_has_one_device_at_a_time() -> None:
         assert read(again, 0, 512) == bytes(512)
 
 
+@pytest.mark.any_kernel
 def test_over_cells_of_a_notebook() -> None:
     device = Device(targets.Ram(), name="cells")
     with pytest.raises(NoDeviceError, match="no device of target ram is served yet"):
@@ -167,6 +135,7 @@ def test_the_fixture(ublk_device: Callable[..., Device]) -> None:
 # -- asyncio -----------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 def test_the_callers_event_loop_goes_on() -> None:
     longest = 0.0
 
@@ -191,6 +160,7 @@ def test_the_callers_event_loop_goes_on() -> None:
     assert longest < took / 2, f"the loop stood still for {longest:.2f} of {took:.2f} s"
 
 
+@pytest.mark.any_kernel
 def test_a_task_that_is_cancelled_while_it_begins() -> None:
     async def main() -> None:
         async with Device(targets.Ram()):
@@ -209,6 +179,7 @@ def test_a_task_that_is_cancelled_while_it_begins() -> None:
 # -- the end -----------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_what_ends_the_block_is_not_hidden(error: type[BaseException]) -> None:
     with pytest.raises(error, match="of the block"), Device(targets.Ram()) as device:
@@ -247,6 +218,7 @@ def test_the_end_while_it_is_mounted(scratch: Path, caplog: pytest.LogCaptureFix
     assert "deleting it all the same" in caplog.text
 
 
+@pytest.mark.any_kernel
 def test_by_its_id_from_the_program_that_serves_it() -> None:
     """The command is not sent by this process, which would wait for itself."""
     with Device(targets.Ram()) as device:
@@ -257,6 +229,7 @@ def test_by_its_id_from_the_program_that_serves_it() -> None:
         assert not device.exists()
 
 
+@pytest.mark.any_kernel
 def test_commands_from_a_shell() -> None:
     with Device(targets.Ram()) as device:
         dev_id = device.dev_id
@@ -352,10 +325,11 @@ class StuckInPool(targets.BlockingRam):
 
     def __init__(self) -> None:
         super().__init__()
-        self.go_on, self.is_closed = threading.Event(), False
+        self.entered, self.go_on, self.is_closed = threading.Event(), threading.Event(), False
 
     def read(self, offset: int, buf: memoryview) -> None:
         if offset == 4 * MIB:
+            self.entered.set()
             self.go_on.wait(120)
             assert not self.is_closed
         super().read(offset, buf)
@@ -378,7 +352,7 @@ def test_a_target_is_not_closed_while_a_pool_is_in_its_methods(caplog: pytest.Lo
 
     reader = threading.Thread(target=stuck)
     reader.start()
-    until(lambda: (Path("/sys/block") / Path(node).name / "inflight").read_text().split()[0] != "0", "read")
+    assert target.entered.wait(20)
     assert session
     assert session._server
     session._server.cut()
@@ -399,6 +373,7 @@ def test_a_target_is_not_closed_while_a_pool_is_in_its_methods(caplog: pytest.Lo
     assert target.is_closed
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("where", ["open", "start", "start_thread"])
 def test_a_target_that_cannot_begin(where: str, caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
@@ -452,200 +427,3 @@ def test_a_target_that_does_not_begin(
         with device:
             assert read(device, 0, 512) == bytes(512)
     assert fds() == before
-
-
-# -- the program's own -----------------------------------------------------------------------------
-
-
-def test_the_process_stays_as_it_was() -> None:
-    numbers = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-
-    def look() -> dict[str, object]:
-        umask = os.umask(0)
-        os.umask(umask)
-        status = Path("/proc/self/status").read_text().splitlines()
-        return {
-            "handlers": [signal.getsignal(number) for number in numbers],
-            "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
-            "umask": umask,
-            "cwd": Path.cwd(),
-            "log": (list(logging.getLogger().handlers), logging.getLogger().level),
-            "streams": [Path(f"/proc/self/fd/{n}").readlink() for n in range(3)],
-            "oom": Path("/proc/self/oom_score_adj").read_text(),
-            "mounts": Path("/proc/self/ns/mnt").readlink(),
-            "session": os.getsid(0),
-            "affinity": os.sched_getaffinity(0),
-            "locked": [line for line in status if line.startswith("VmLck")],
-            "switch": sys.getswitchinterval(),
-        }
-
-    before = look()
-    wakeup = signal.set_wakeup_fd(-1)
-    pipe = os.pipe()
-    os.set_inheritable(pipe[0], True)
-    with Device(targets.Ram()) as device:
-        assert look() == before
-        assert signal.set_wakeup_fd(-1) == -1
-        write(device, 0, DATA)
-    assert look() == before
-    signal.set_wakeup_fd(wakeup)
-    for fd in pipe:
-        os.close(fd)
-
-
-def test_ctrl_c_while_it_serves() -> None:
-    device = Device(targets.Ram())
-
-    def work() -> None:
-        with device:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(20)
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert not device.exists()
-
-
-# -- forks -----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def forked(body: Callable[[], object]) -> Iterator[int]:
-    """A child that runs this, and then lives on until the end of the block."""
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            body()
-            os.close(write_end)
-            os.read(read_end, 1)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(read_end)
-    yield pid
-    os.close(write_end)
-    assert os.waitpid(pid, 0)[1] == 0
-
-
-def _check(is_right: bool) -> None:
-    assert is_right
-
-
-def test_a_forked_child_uses_it_and_does_not_hold_it() -> None:
-    with contextlib.ExitStack() as stack:
-        with Device(targets.Ram(), queues=2) as device:
-            write(device, 0, DATA)
-            stack.enter_context(forked(lambda: _check(read(device, 0, len(DATA)) == DATA)))
-        assert not device.exists()
-
-
-def test_a_forked_child_that_leaves_the_block() -> None:
-    with Device(targets.Ram()) as device:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                device.__exit__(None, None, None)
-                device.delete()
-                within._delete_all()
-            finally:
-                os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
-        write(device, 0, DATA)
-
-
-def _first(node: str) -> bytes:
-    with Path(node).open("rb") as file:
-        return file.read(4)
-
-
-def test_a_pool_of_forked_processes() -> None:
-    target = targets.Ram()
-    with Device(target) as device:
-        target.data[:4] = b"pool"
-        with multiprocessing.get_context("fork").Pool(2) as pool:
-            assert pool.map(_first, [device.node] * 4) == [b"pool"] * 4
-            pool.close()
-            pool.join()
-
-
-# -- scripts -----------------------------------------------------------------------------------------
-
-SCRIPT = """
-import logging, os, signal, subprocess, sys, threading, time
-from ublkpy import Device, Geometry, Target
-
-class Mine(Target):
-    blocking = {blocking}
-
-    def open(self):
-        self.data = bytearray(1 << 20)
-        return Geometry(len(self.data))
-
-    def read(self, offset, buf):
-        buf[:] = self.data[offset : offset + len(buf)]
-
-    def write(self, offset, buf):
-        self.data[offset : offset + len(buf)] = buf
-
-device = Device(Mine())
-{then}
-"""
-
-
-def script(then: str, *, blocking: bool = False) -> subprocess.Popen[str]:
-    text = SCRIPT.format(then=then, blocking=blocking)
-    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.parametrize("blocking", [False, True], ids=["plain", "blocking"])
-@pytest.mark.parametrize(
-    ("then", "status"),
-    [
-        ("device.serve(); os.write(os.open(device.node, os.O_RDWR), b'x' * 4096)", 0),
-        ("device.serve(); sys.exit(3)", 3),
-        ("device.serve(); 1 / 0", 1),
-        ("device.__enter__(); threading.Thread(target=time.sleep, args=[0.5]).start()", 0),
-    ],
-    ids=["end", "exit", "exception", "thread"],
-)
-def test_a_script_that_just_ends(then: str, status: int, blocking: bool) -> None:
-    """Also with a request that is on its way only when it ends: what was written is written back."""
-    with script(then, blocking=blocking) as running:
-        out, err = running.communicate(timeout=50)
-    assert (running.returncode, out) == (status, "")
-    assert "error" not in err.replace("ZeroDivisionError", "").lower(), err
-    assert inspect.device_ids() == []
-
-
-@pytest.mark.any_kernel
-@pytest.mark.timeout(240)
-def test_a_script_ends_with_a_method_that_does_not() -> None:
-    then = "Mine.read = lambda self, offset, buf: offset != 1 << 19 or time.sleep(600)\n"
-    then += (
-        "device.serve(); reader = threading.Thread(target=lambda: os.pread(os.open(device.node, 0), 4096, 1 << 19))\n"
-    )
-    then += "reader.daemon = True; reader.start(); time.sleep(1); device._session._server.cut()"
-    with script(then, blocking=True) as running:
-        running.communicate(timeout=200)
-    assert running.returncode == 0
-
-
-def test_a_script_that_is_killed() -> None:
-    """Also while a child of it lives on."""
-    then = "device.serve(); child = os.fork()\n"
-    then += "if not child: time.sleep(60); os._exit(0)\n"
-    then += "print(device.dev_id, child, flush=True); time.sleep(60)"
-    with script(then) as running:
-        assert running.stdout
-        dev_id, child = map(int, running.stdout.readline().split())
-        running.kill()
-    until_dead(dev_id)
-    os.kill(child, signal.SIGKILL)
-    assert f"ublk del -n {dev_id}" in program.ublk("list").out
-    for command in ("recover", "start", "upgrade", "stop"):
-        done = program.ublk(command, "-n", str(dev_id))
-        assert f"the program that served it itself, process {running.pid}, has ended" in done.err
-        assert f"ublk del -n {dev_id}" in done.err
-    assert program.ublk("del", "-n", str(dev_id)) == program.Result(0, "", "")
