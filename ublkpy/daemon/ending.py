@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -55,7 +56,8 @@ class Ending:
                     spawn.Word(out.fileno()).wait(timeout)
             self._process.wait(timeout)
         except UblkError:
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # what it says is known all the same
+                self._process.wait(timeout)
             raise
         except subprocess.TimeoutExpired as e:
             raise TimeoutError from e

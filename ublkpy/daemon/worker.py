@@ -55,7 +55,7 @@ class Worker(threading.Thread):
         self.serving = True
         self._queue: Queue | None = None
         self._threads: pool.Executor | None = None
-        self._is_starting = False  # the target, in this thread
+        self._is_starting = True  # it has no queue yet
         self._is_given_up = False
         self._releasing = threading.Lock()
         self._memory = memory
@@ -134,12 +134,11 @@ class Worker(threading.Thread):
             return self._queue is None or self._queue.has_lost_tags()
 
     def _serve(self) -> None:
-        # Signals are the main thread's.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        flush_io()  # in a daemon, all threads have that already
-        self._settle()
-        self._is_starting = True
         try:
+            # Signals are the main thread's.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            flush_io()  # in a daemon, all threads have that already
+            self._settle()
             # First: a target that does not return from it keeps nothing of the device.
             handlers.start_thread(self._target)
             try:
