@@ -117,6 +117,16 @@ def mounted(source: Path | str, point: Path, *options: str) -> Iterator[Path]:
             run("umount", point)
 
 
+def keep_file(node: Path, point: Path, data: bytes) -> None:
+    """A file system on the device is good, and keeps a file, from one mount to the next."""
+    run("mkfs.ext4", "-q", node)
+    with mounted(node, point):
+        (point / "file").write_bytes(data)
+    run("fsck.ext4", "-fn", node)
+    with mounted(node, point):
+        assert (point / "file").read_bytes() == data
+
+
 @contextmanager
 def traced(event: str) -> Iterator[list[str]]:
     """The lines that a trace event produces within the block, there at its end."""

@@ -56,12 +56,7 @@ def test_what_fio_writes_is_kept(devices: Devices, kept: list[str]) -> None:
 @KEPT
 def test_a_file_system(devices: Devices, kept: list[str], scratch: Path) -> None:
     device = add(devices, *kept)
-    kernel.run("mkfs.ext4", "-q", device.node)
-    with kernel.mounted(device.node, scratch / "mnt") as point:
-        (point / "file").write_bytes(DATA)
-    kernel.run("fsck.ext4", "-fn", device.node)
-    with kernel.mounted(device.node, scratch / "mnt") as point:
-        assert (point / "file").read_bytes() == DATA
+    kernel.keep_file(device.node, scratch / "mnt", DATA)
 
 
 @KEPT

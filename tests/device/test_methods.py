@@ -48,12 +48,7 @@ def test_over_several_queues_and_threads(devices: Devices, way: str) -> None:
 
 def test_a_file_system(devices: Devices, way: str, scratch: Path) -> None:
     device = serve(devices, make(way, "Ram"))
-    kernel.run("mkfs.ext4", "-q", device.node)
-    with kernel.mounted(device.node, scratch / "mnt") as point:
-        (point / "file").write_bytes(disk.pattern(MIB))
-    kernel.run("fsck.ext4", "-fn", device.node)
-    with kernel.mounted(device.node, scratch / "mnt") as point:
-        assert (point / "file").read_bytes() == disk.pattern(MIB)
+    kernel.keep_file(device.node, scratch / "mnt", disk.pattern(MIB))
 
 
 def test_what_it_has_no_method_for_it_cannot_do(devices: Devices) -> None:

@@ -46,12 +46,7 @@ def test_what_is_written_is_there(writable: Device) -> None:
 
 def test_a_file_system(devices: Devices, scratch: Path) -> None:
     device = add(devices, "file.py", f"file={disk.image(scratch / 'image', 8 * MIB)}")
-    kernel.run("mkfs.ext4", "-q", device.node)
-    with kernel.mounted(device.node, scratch / "mnt") as point:
-        (point / "file").write_bytes(DATA)
-    kernel.run("fsck.ext4", "-fn", device.node)
-    with kernel.mounted(device.node, scratch / "mnt") as point:
-        assert (point / "file").read_bytes() == DATA
+    kernel.keep_file(device.node, scratch / "mnt", DATA)
 
 
 def test_url(devices: Devices) -> None:

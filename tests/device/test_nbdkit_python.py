@@ -180,12 +180,7 @@ def test_over_several_queues(devices: Devices, scratch: Path, model: int) -> Non
 
 def test_a_file_system(devices: Devices, scratch: Path) -> None:
     device = serve(devices, scratch, RAM)
-    kernel.run("mkfs.ext4", "-q", device.node)
-    with kernel.mounted(device.node, scratch / "mnt") as point:
-        (point / "file").write_bytes(disk.pattern(MIB))
-    kernel.run("fsck.ext4", "-fn", device.node)
-    with kernel.mounted(device.node, scratch / "mnt") as point:
-        assert (point / "file").read_bytes() == disk.pattern(MIB)
+    kernel.keep_file(device.node, scratch / "mnt", disk.pattern(MIB))
 
 
 def test_a_file_with_many_requests_at_once(devices: Devices, scratch: Path) -> None:
