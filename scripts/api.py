@@ -41,7 +41,7 @@ _MADE_FOR_YOU = ("Request",)  # no program of others does it
 _ACTIONS = ("File", "Stripe", "Memory", "Null", "Zero", "Error", "Upcall", "Sync")
 SECTIONS = (
     Section("Targets", "ublkpy.tgt.base", ("Target", "Geometry", "main")),
-    Section("Options of a target", "ublkpy.tgt.options", ("option", "Size", "Offset")),
+    Section("Options of a target", "ublkpy.tgt.options", ("option", "Size", "Offset", "Duration", "Rate")),
     Section("Where the bytes live", "ublkpy.uring.map", ("Map", "Extent", "Routing", *_ACTIONS)),
     Section("Files", "ublkpy.io", ("read", "write", "fsync", "punch_hole", "zero_range"), "ublkpy.io"),
     Section("Zoned disks", "ublkpy.uring.zones", ("Zones", "Zone", "ZoneType", "ZoneCond")),

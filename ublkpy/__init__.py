@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ublkpy.errors import ConfigError, UblkError
     from ublkpy.program import main
     from ublkpy.tgt.base import Geometry, Target
-    from ublkpy.tgt.options import Offset, Size, option
+    from ublkpy.tgt.options import Duration, Offset, Rate, Size, option
     from ublkpy.uring.map import Error, Extent, File, Map, Memory, Null, Routing, Stripe, Sync, Upcall, Zero
     from ublkpy.uring.queue import Request
     from ublkpy.uring.uapi import IoFlag, Op
@@ -21,7 +21,7 @@ _WHERE = {
     "ublkpy.errors": ("ConfigError", "UblkError"),
     "ublkpy.program": ("main",),
     "ublkpy.tgt.base": ("Geometry", "Target"),
-    "ublkpy.tgt.options": ("Offset", "Size", "option"),
+    "ublkpy.tgt.options": ("Duration", "Offset", "Rate", "Size", "option"),
     "ublkpy.uring.map": (
         "Error",
         "Extent",
@@ -44,6 +44,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "ConfigError",
     "Device",
+    "Duration",
     "Error",
     "Extent",
     "File",
@@ -54,6 +55,7 @@ __all__ = [
     "Null",
     "Offset",
     "Op",
+    "Rate",
     "Request",
     "Routing",
     "Size",

@@ -33,8 +33,17 @@ class Declared(click.Option):
             default=None,
             help=f"{declared.help}{default}{needed}",
             multiple=declared.kind.several,
-            callback=(lambda ctx, param, value: value or None) if declared.kind.several else None,
+            callback=self._all if declared.kind.several else None,
         )
+
+    def _all(self, ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        """The values of several, together."""
+        if not value:
+            return None
+        try:
+            return self.declared.check(value, value)
+        except ValueError as e:
+            raise click.BadParameter(str(e), ctx, param) from e
 
 
 class _Declared(click.ParamType[Any]):

@@ -24,7 +24,7 @@ from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt import handlers, limits, load
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.disk import DiskOptions
-from ublkpy.tgt.options import CODE, PATH, SECTOR, Option, Size, option
+from ublkpy.tgt.options import CODE, SECTOR, Option, Size, option
 from ublkpy.uring import mode
 from ublkpy.uring.uapi import IO_DESC_SIZE, MAX_QUEUE_DEPTH
 
@@ -272,10 +272,12 @@ def parse_options(said: Mapping[str, Any]) -> DeviceOptions:
 
 
 def absolute(opt: Option, value: Any, base: Path) -> Any:
-    """``value`` with a relative path taken from ``base``: the daemon has another working folder."""
-    if opt.kind in (PATH, CODE) and value is not None:
-        return Path(os.path.abspath(base / value))  # noqa: PTH100 - resolve() would follow links
-    return value
+    """``value`` with relative paths taken from ``base``: the daemon has another working folder."""
+    if not opt.kind.is_path or value is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple(absolute(opt, one, base) for one in value)
+    return Path(os.path.abspath(base / value))  # noqa: PTH100 - resolve() would follow links
 
 
 def read_yaml(path: Path) -> Draft:
@@ -386,10 +388,7 @@ class _Reader:
             if raw is _NOT_SCALAR:
                 continue
             try:
-                if opt.kind in (PATH, CODE) and isinstance(raw, str):
-                    # As the shell does on the command line.
-                    raw = os.path.expanduser(raw)  # noqa: PTH111 - Path would make ~ of ./~
-                values[name] = absolute(opt, opt.parse(raw), self._path.absolute().parent)
+                values[name] = absolute(opt, opt.parse(_expanded(opt, raw)), self._path.absolute().parent)
                 if opt.kind is CODE:
                     values[name] = load.without_links(values[name])
                     load.check_writers(values[name])
@@ -425,7 +424,7 @@ class _Reader:
 
     def _list(self, node: yaml.Node, path: str) -> Any:
         if not isinstance(node, yaml.SequenceNode):
-            self._mistake(node, path, "expected a list here, such as [key=value, key=value]")
+            self._mistake(node, path, "expected a list here, such as [one, another]")
             return _NOT_SCALAR
         found = [self._scalar(one, path) for one in node.value]
         return _NOT_SCALAR if _NOT_SCALAR in found else found
@@ -441,6 +440,15 @@ class _Reader:
         source = self._lines[line].rstrip()[:_SHOWN] if line < len(self._lines) else ""
         source = "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in source)
         return f"{self._place(line, path)}{what}" + (f"\n    {source}" if source else "")
+
+
+def _expanded(opt: Option, raw: Any) -> Any:
+    """With the home folder in paths, as the shell puts it there on the command line."""
+    if opt.kind.is_path and isinstance(raw, list):
+        return [_expanded(opt, one) for one in raw]
+    if opt.kind.is_path and isinstance(raw, str):
+        return os.path.expanduser(raw)  # noqa: PTH111 - Path would make ~ of ./~
+    return raw
 
 
 _NOT_SCALAR: Any = object()

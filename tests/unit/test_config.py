@@ -705,8 +705,8 @@ def test_a_list_of_arguments(write: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "what"),
     [
-        ("size=1M", "expected a list here, such as [key=value, key=value]"),
-        ("{size: 1M}", "expected a list here, such as [key=value, key=value]"),
+        ("size=1M", "expected a list here, such as [one, another]"),
+        ("{size: 1M}", "expected a list here, such as [one, another]"),
         ("[size=1M, size]", "'size' is not of the form key=value"),
         ("[size=1M, 3]", "3 is not of the form key=value"),
         ("[size=1M, [a=b]]", "expected a single value here"),

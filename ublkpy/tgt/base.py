@@ -143,7 +143,8 @@ class Target(Configurable, ABC):
         """The files that the options name, and the daemon may open: of disks that hold none of them it sees only
         what is open already. Runs in the daemon, after ``open``.
         """
-        return [value for name in self.options if isinstance(value := getattr(self, name), Path)]
+        said = (getattr(self, name) for name, opt in self.options.items() if opt.kind.is_path)
+        return [path for value in said if value for path in (value if isinstance(value, tuple) else (value,))]
 
     @property
     def has_metadata(self) -> bool:

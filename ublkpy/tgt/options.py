@@ -7,9 +7,11 @@ line of help and a checked value::
         size: Size = option("64M", "-s", help="size of the disk")
 
 The annotation decides how a value is written: ``Size`` (bytes, "64k"),
-``Offset`` (a bare number counts 512-byte sectors), ``Path``, ``Code`` (the path
-of a program), ``bool``, ``int``, ``str``, ``Literal[...]``, ``Arguments`` (a list
-of ``key=value``, on the command line without a flag); ``X | None`` may be left out.
+``Offset`` (a bare number counts 512-byte sectors), ``Duration`` ("2ms"), ``Rate``
+("10%"), ``Path``, ``Code`` (the path of a program), ``bool``, ``int``, ``str``,
+``Literal[...]``, ``Arguments`` (a list of ``key=value``, on the command line without
+a flag). ``X | None`` may be left out, and ``tuple[X, ...]`` is a list in YAML, and a
+flag to repeat on the command line.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from inspect import get_annotations
 from pathlib import Path
@@ -34,6 +36,12 @@ Size = NewType("Size", int)
 Offset = NewType("Offset", int)
 """A place in bytes; written like a ``Size``, but a number without a unit counts 512-byte sectors, as in ublksrv."""
 
+Duration = NewType("Duration", int)
+"""A time in nanoseconds; written "100us", "2ms", "1.5s", or as a number of seconds."""
+
+Rate = NewType("Rate", float)
+"""A share, 0 to 1; written "10%" or 0.1."""
+
 Code = NewType("Code", Path)
 """The path of a file that is run: one that others could have written is not taken from a YAML file by root."""
 
@@ -42,6 +50,7 @@ Arguments = NewType("Arguments", tuple[str, ...])
 
 _UNITS = {"": 1, "s": SECTOR, "b": 1} | {unit: 1024**n for n, unit in enumerate("kmgtpe", 1)}
 _SHOWN_UNITS = "BKMGTPE"
+_TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "": 10**9}
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Kind:
     ``parse`` takes what YAML or the command line gives and raises ValueError with a reason. ``dump`` makes a
     plain value for the state file and JSON, where sizes and places are numbers of bytes; ``load`` takes it
     back, and is ``parse`` where people write the same. With ``several``, the value is a tuple, written as a list,
-    and these three are about one of it.
+    and these three are about one of it. ``is_path`` if it is a place in the file system.
     """
 
     metavar: str
@@ -60,6 +69,7 @@ class Kind:
     choices: tuple[str, ...] = ()
     load: Callable[[object], Any] | None = None
     several: bool = False
+    is_path: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,11 +98,11 @@ class Option:
 
     def parse(self, raw: object) -> Any:
         """The value that ``raw`` stands for, or ValueError with the reason."""
-        return self._checked(self._each(self.kind.parse, raw), raw)
+        return self.check(self._each(self.kind.parse, raw), raw)
 
     def load(self, raw: object) -> Any:
         """The value that ``Configurable.dump`` wrote as ``raw``, or ValueError with the reason."""
-        return self._checked(self._each(self.kind.load or self.kind.parse, raw), raw)
+        return self.check(self._each(self.kind.load or self.kind.parse, raw), raw)
 
     def dump(self, value: Any) -> object:
         """A plain value for ``load``."""
@@ -105,8 +115,13 @@ class Option:
             raise ValueError(f"{raw!r} is not a list, such as [{self.kind.metavar.lower()}]")
         return tuple(parse(one) for one in raw)
 
-    def _checked(self, value: Any, raw: object) -> Any:
+    def check(self, value: Any, raw: object) -> Any:
+        """The value itself, or ValueError if it is out of the option's bounds. ``raw`` is what people wrote."""
         low, high = self.minimum, self.maximum
+        if self.kind.several:
+            if low is not None and len(value) < low:
+                raise ValueError(f"{self.name} are {len(value)}, and have to be {low} or more")
+            return value
         if (low is not None and value < low) or (high is not None and value > high):
             bounds = f"{low} to {high}" if high is not None else f"{low} or more"
             raise ValueError(f"{raw} is out of range: {bounds}")
@@ -143,8 +158,8 @@ def option(
 
     ``default`` is written as people write the value ("64M"), ``...`` makes it required. ``--name`` is always a flag
     (with "-" for "_"); ``flags`` are further ones, and ``off_flags`` those that set a bool to False. ``minimum``,
-    ``maximum`` and ``multiple`` are in the unit of the value: bytes, for a ``Size`` or an ``Offset``. ``help`` is one
-    line.
+    ``maximum`` and ``multiple`` are in the unit of the value: bytes, for a ``Size`` or an ``Offset``; of a tuple,
+    ``minimum`` is the least number of values. ``help`` is one line.
 
     What people give is checked against all this before ``Target.open``: ConfigError, with the place in their file.
     KeyError at the class if its type is none of those above.
@@ -236,6 +251,21 @@ def _parse_offset(raw: object) -> int:
     return _limited(parse_size(raw) * (SECTOR if bare else 1), raw)
 
 
+def _parse_duration(raw: object) -> int:
+    match = None if isinstance(raw, bool) else re.fullmatch(r"(\d+(?:\.\d+)?)\s*([num]?s|)", str(raw).strip())
+    if not match:
+        raise ValueError(f"{raw!r} is not a time such as 100us, 2ms or 1.5s")
+    return round(Fraction(match[1]) * _TIMES[match[2]])
+
+
+def _parse_rate(raw: object) -> float:
+    match = None if isinstance(raw, bool) else re.fullmatch(r"(\d+(?:\.\d+)?(?:e-\d+)?)\s*(%?)", str(raw).strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else 2.0
+    if value > 1:
+        raise ValueError(f"{raw!r} is not a share such as 0.1 or 10%")
+    return value
+
+
 def _parse_bool(raw: object) -> bool:
     if not isinstance(raw, bool):
         raise ValueError(f"{raw!r} is neither true nor false")
@@ -281,14 +311,15 @@ def _choice(choices: tuple[str, ...]) -> Kind:
 ARGUMENT = re.compile(r"[A-Za-z][\w.-]*=")
 """How an argument begins."""
 
-PATH = Kind("PATH", _parse_path, str)
-CODE = Kind("PATH", _parse_path, str)
+CODE = Kind("PATH", _parse_path, str, is_path=True)
 ARGUMENTS = Kind("KEY=VALUE", _parse_argument, several=True)
 BOOL = Kind("BOOL", _parse_bool)
 _KINDS: dict[object, Kind] = {
     Size: Kind("SIZE", parse_size),
     Offset: Kind("SECTORS", _parse_offset, load=parse_size),
-    Path: PATH,
+    Duration: Kind("TIME", _parse_duration, load=_parse_int),
+    Rate: Kind("RATE", _parse_rate),
+    Path: Kind("PATH", _parse_path, str, is_path=True),
     Code: CODE,
     Arguments: ARGUMENTS,
     bool: BOOL,
@@ -297,16 +328,24 @@ _KINDS: dict[object, Kind] = {
 }
 
 
-def _make_option(name: str, hint: Any, declared: _Declaration) -> Option:
+def _kind(name: str, hint: Any) -> Kind:
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(arg for arg in get_args(hint) if arg is not type(None))
+        return _kind(name, next(arg for arg in get_args(hint) if arg is not type(None)))
+    if get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
+        return replace(_kind(name, get_args(hint)[0]), several=True)
     kind = _choice(get_args(hint)) if get_origin(hint) is Literal else _KINDS.get(hint)
     if kind is None:
         known = ", ".join(getattr(one, "__name__", str(one)) for one in _KINDS)
-        raise TypeError(f"option {name}: {hint} is no type of options, which are {known} and Literal[...]")
+        raise TypeError(
+            f"option {name}: {hint} is no type of options, which are {known}, Literal[...] and tuple[..., ...] of these"
+        )
+    return kind
+
+
+def _make_option(name: str, hint: Any, declared: _Declaration) -> Option:
     return Option(
         name,
-        kind,
+        _kind(name, hint),
         declared.default,
         declared.help,
         declared.flags,

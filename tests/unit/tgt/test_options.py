@@ -16,7 +16,9 @@ from ublkpy.tgt.options import (
     Arguments,
     Code,
     Configurable,
+    Duration,
     Offset,
+    Rate,
     Size,
     exact_size,
     format_size,
@@ -40,6 +42,10 @@ class Disk(Configurable):
     block: Size | None = option(None, help="block", power_of_two=True)
     args: Arguments | None = option(None, help="args")
     program: Code | None = option(None, help="program")
+    wait: Duration | None = option(None, help="wait", maximum=10**12)
+    share: Rate | None = option(None, help="share")
+    files: tuple[Path, ...] | None = option(None, help="files", minimum=2)
+    levels: tuple[Literal["low", "high"], ...] | None = option(None, help="levels")
 
 
 OPTIONS = Disk.options
@@ -363,6 +369,9 @@ def test_dump_leaves_out_what_is_not_set() -> None:
     low=st.integers(-1),
     level=st.sampled_from(["low", "high"]),
     label=st.text(min_size=1),
+    wait=st.none() | st.integers(0, 10**12),
+    share=st.none() | st.floats(0, 1),
+    files=st.none() | st.lists(st.sampled_from(["/a", "/b"]).map(Path), min_size=2).map(tuple),
 )
 def test_dump_round_trip(**values: object) -> None:
     disk = Disk(values)
@@ -370,7 +379,55 @@ def test_dump_round_trip(**values: object) -> None:
     assert vars(again) == vars(disk)
 
 
+# -- times and shares ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "nanoseconds"),
+    [("100us", 100_000), ("2ms", 2_000_000), ("1.5s", 1_500_000_000), (3, 3 * 10**9), ("0", 0), (0.5, 5 * 10**8)],
+)
+def test_time(raw: object, nanoseconds: int) -> None:
+    assert OPTIONS["wait"].parse(raw) == nanoseconds
+
+
+@pytest.mark.parametrize("raw", ["", "ms", "1m", "-1s", "1 h", None, True, [1], "1e3", "nan"])
+def test_what_is_no_time(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a time such as 100us, 2ms or 1\.5s"):
+        OPTIONS["wait"].parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "share"), [("10%", 0.1), (0.1, 0.1), ("0.5", 0.5), (1, 1.0), ("0", 0.0), ("1e-3", 0.001)]
+)
+def test_share(raw: object, share: float) -> None:
+    assert OPTIONS["share"].parse(raw) == share
+
+
+@pytest.mark.parametrize("raw", ["", "%", "101%", 1.1, -0.1, "-1%", None, True, "nan", "inf", []])
+def test_what_is_no_share(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"is not a share such as 0\.1 or 10%"):
+        OPTIONS["share"].parse(raw)
+
+
 # -- lists ---------------------------------------------------------------------------------
+
+
+def test_several_of_a_kind() -> None:
+    disk = Disk({"label": "x", "files": OPTIONS["files"].parse(["a", "b"]), "levels": OPTIONS["levels"].parse(["low"])})
+    assert disk.files == (Path("a"), Path("b"))
+    assert disk.levels == ("low",)
+    assert disk.dump()["files"] == ["a", "b"]
+
+
+def test_each_of_several_is_checked() -> None:
+    with pytest.raises(ValueError, match="'mid' is not one of: low, high"):
+        OPTIONS["levels"].parse(["low", "mid"])
+
+
+@pytest.mark.parametrize("raw", [[], ["a"]])
+def test_too_few(raw: object) -> None:
+    with pytest.raises(ValueError, match=r"files are [01], and have to be 2 or more"):
+        OPTIONS["files"].parse(raw)
 
 
 def test_arguments_are_kept_in_their_order() -> None:
