@@ -38,7 +38,7 @@ class Section:
 _WIDTH = 100  # of code
 _MADE_FOR_YOU = ("Request",)  # no program of others does it
 
-_ACTIONS = ("File", "Stripe", "Memory", "Null", "Zero", "Error", "Upcall", "Sync")
+_ACTIONS = ("File", "Stripe", "Mirror", "Memory", "Null", "Zero", "Pattern", "Error", "Upcall", "Sync")
 SECTIONS = (
     Section("Targets", "ublkpy.tgt.base", ("Target", "Geometry", "main")),
     Section("Options of a target", "ublkpy.tgt.options", ("option", "Size", "Offset", "Duration", "Rate")),

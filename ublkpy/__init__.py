@@ -11,7 +11,21 @@ if TYPE_CHECKING:
     from ublkpy.program import main
     from ublkpy.tgt.base import Geometry, Target
     from ublkpy.tgt.options import Duration, Offset, Rate, Size, option
-    from ublkpy.uring.map import Error, Extent, File, Map, Memory, Null, Routing, Stripe, Sync, Upcall, Zero
+    from ublkpy.uring.map import (
+        Error,
+        Extent,
+        File,
+        Map,
+        Memory,
+        Mirror,
+        Null,
+        Pattern,
+        Routing,
+        Stripe,
+        Sync,
+        Upcall,
+        Zero,
+    )
     from ublkpy.uring.queue import Request
     from ublkpy.uring.uapi import IoFlag, Op
     from ublkpy.uring.zones import Zone, ZoneCond, Zones, ZoneType
@@ -28,7 +42,9 @@ _WHERE = {
         "File",
         "Map",
         "Memory",
+        "Mirror",
         "Null",
+        "Pattern",
         "Routing",
         "Stripe",
         "Sync",
@@ -52,9 +68,11 @@ __all__ = [
     "IoFlag",
     "Map",
     "Memory",
+    "Mirror",
     "Null",
     "Offset",
     "Op",
+    "Pattern",
     "Rate",
     "Request",
     "Routing",

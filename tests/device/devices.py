@@ -88,10 +88,13 @@ class Devices:
         self._known: list[Device] = []
 
     def null(self, **options: Any) -> Device:
-        return self.adopt(add(configure("null", **{"size": 64 * MIB} | options)))
+        return self.add("null", **{"size": 64 * MIB} | options)
 
     def loop(self, file: Path, **options: Any) -> Device:
-        return self.adopt(add(configure("loop", file=file, **options)))
+        return self.add("loop", file=file, **options)
+
+    def add(self, target: str, **options: Any) -> Device:
+        return self.adopt(add(configure(target, **options)))
 
     def adopt(self, dev_id: int) -> Device:
         """Have a device that came about in another way removed, too."""

@@ -92,7 +92,7 @@ def null_block(scratch: Path, name: str, **settings: str) -> Iterator[Path]:
     """A block device of the kernel's null_blk driver, which can be memory, slow, or bad in parts."""
     load_module("configfs")
     load_module("null_blk", "nr_devices=0")
-    with mounted("none", scratch / "config", "-t", "configfs") as config:
+    with mounted("none", scratch / f"{name}.config", "-t", "configfs") as config:
         folder = config / "nullb" / name
         folder.mkdir()
         try:

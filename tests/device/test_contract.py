@@ -9,7 +9,9 @@ import pytest
 
 from ublkpy.testing import Disk, TargetContract, open_device
 from ublkpy.tgt.base import Target
+from ublkpy.tgt.concat import ConcatTarget
 from ublkpy.tgt.loop import LoopTarget
+from ublkpy.tgt.stripe import StripeTarget
 
 from . import disk as blocks
 from . import targets
@@ -20,8 +22,14 @@ def loop(scratch: Path) -> Target:
     return LoopTarget({"file": blocks.image(scratch / "image", 8 * MIB)})
 
 
+def files(scratch: Path, size: int) -> tuple[Path, ...]:
+    return tuple(blocks.image(scratch / f"image{n}", size) for n in range(3))
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "loop": loop,
+    "stripe": lambda scratch: StripeTarget({"files": files(scratch, 2 * MIB), "chunk": 4096}),
+    "concat": lambda scratch: ConcatTarget({"files": files(scratch, 16384)}),
     "plain": lambda scratch: targets.Ram(),
     "async": lambda scratch: targets.AsyncRam(),
     "blocking": lambda scratch: targets.BlockingRam(),

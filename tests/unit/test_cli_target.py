@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ublkpy import tgt
 from ublkpy.errors import ExitCode
 from ublkpy.tgt import load
 
@@ -45,8 +46,8 @@ def test_list(ublk: Run) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["NAME", "FROM", "WHAT", "IT", "IS"]
-    assert lines[1].split()[:2] == ["loop", "ublkpy"]
-    assert "A file or block device as a block device." in lines[1]
+    assert [line.split()[:2] for line in lines[1:]] == [[name, "ublkpy"] for name in tgt.names()]
+    assert "Several files or block devices, one after the other." in lines[1]
 
 
 def test_list_with_a_broken_one(ublk: Run, tmp_path: Path) -> None:

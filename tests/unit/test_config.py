@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ublkpy import tgt
 from ublkpy.config import DeviceConfig, DeviceOptions, Draft, build, from_dump, read_yaml
 from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt.loop import LoopTarget
@@ -19,6 +20,7 @@ from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.mode import MODES
 
 Write = Callable[[str], Path]
+TARGETS = ", ".join(tgt.names())
 
 
 @pytest.fixture
@@ -283,19 +285,19 @@ def test_no_target(write: Write) -> None:
 
 def test_target_without_type(write: Write) -> None:
     assert mistakes(write("target:\n  size: 1G")) == [
-        "2: target: type is missing: one of loop, nbdkit-python, null",
+        f"2: target: type is missing: one of {TARGETS}",
         "      size: 1G",
     ]
 
 
 def test_type_without_a_value_is_not_the_null_target(write: Write) -> None:
-    assert mistakes(write("target:\n  type:\n"))[0] == "2: target.type: has no value: one of loop, nbdkit-python, null"
+    assert mistakes(write("target:\n  type:\n"))[0] == f"2: target.type: has no value: one of {TARGETS}"
 
 
 def test_unknown_target(write: Write) -> None:
     assert mistakes(write("target: {type: lop}"))[0] == "1: target.type: there is no target 'lop'; did you mean loop?"
     assert mistakes(write("target: {type: qcow3}"))[0] == (
-        "1: target.type: there is no target 'qcow3'; targets are: loop, nbdkit-python, null; or ./FILE.py"
+        f"1: target.type: there is no target 'qcow3'; targets are: {TARGETS}; or ./FILE.py"
     )
 
 
@@ -490,7 +492,7 @@ def test_other_target_than_the_file() -> None:
 def test_no_target_anywhere() -> None:
     with pytest.raises(ConfigError, match="no target given") as caught:
         build(Draft())
-    assert "loop, nbdkit-python, null" in caught.value.hint
+    assert TARGETS in caught.value.hint
 
 
 def test_required_option_that_nobody_gave() -> None:

@@ -110,7 +110,7 @@ def test_example_shows_every_option_and_all_of_them_are_valid(path: Path, tmp_pa
     complete = tmp_path / path.name
     complete.write_text(re.sub(r"^( *)#(?=\w+:)", r"\1", path.read_text(), flags=re.MULTILINE))
     draft = read_yaml(complete)
-    assert set(draft.device) == set(DeviceOptions.options)
+    assert set(draft.device) == (set(DeviceOptions.options) if path.stem == "loop" else set())
     assert set(draft.target) == set(tgt.find(path.stem).options)
 
 

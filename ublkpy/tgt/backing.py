@@ -88,7 +88,7 @@ class Backing:
     def close(self) -> None:
         os.close(self.fd)
 
-    def without_direct(self) -> None:
+    def _without_direct(self) -> None:
         """Go on through the page cache."""
         flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
         fcntl.fcntl(self.fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
@@ -113,7 +113,29 @@ class Backing:
         self.end = end
         self.check_space()
 
-    def no_direct(self, reason: str) -> UblkError:
+    def settle_direct(self, limits: Limits, said: int | None, *places: int, demanded: bool) -> None:
+        """Give O_DIRECT up, or refuse if it was ``demanded``, where its block is more than the ``said`` logical block,
+        or ``places`` (its size, and where the device begins; bytes) are no multiples of it.
+        """
+        block = limits.direct_block
+        fits = block and (said or block) >= block and not any(place % block for place in places)
+        if fits or not self.direct:
+            return
+        if demanded:
+            why = f"size or offset is not a multiple of its block size {block}" if block else "reads fail"
+            if block and said and said < block:
+                why = f"its block size {block} is more than logical_block_size {said}"
+            raise self._no_direct(why)
+        # A block device's sectors are the same with and without: its blocks are checked later.
+        if not self.is_block_device:
+            self._without_direct()
+
+    def check_content(self) -> None:
+        """UblkError if there is none."""
+        if self.end == 0:
+            raise UblkError(f"backing file {self.path} is empty", f"give it a size with: truncate -s 1G {self.path}")
+
+    def _no_direct(self, reason: str) -> UblkError:
         """The error for an O_DIRECT that was asked for and cannot be had."""
         return UblkError(
             f"backing file {self.path} cannot be used with O_DIRECT: {reason}",
@@ -180,7 +202,7 @@ class Backing:
             if e.errno != errno.EINVAL or not flags & os.O_DIRECT:
                 raise self._open_error(e) from e
             if refusal_is_error:
-                raise self.no_direct("its file system has none") from e
+                raise self._no_direct("its file system has none") from e
             return
         try:
             self._lock(fd)

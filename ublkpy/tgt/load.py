@@ -36,9 +36,14 @@ if TYPE_CHECKING:
 
 GROUP = "ublkpy.targets"
 BUILT_IN = {
+    "concat": "ublkpy.tgt.concat:ConcatTarget",
+    "full": "ublkpy.tgt.full:FullTarget",
     "loop": "ublkpy.tgt.loop:LoopTarget",
     "nbdkit-python": "ublkpy.tgt.nbdkit_python:NbdkitPythonTarget",
     "null": "ublkpy.tgt.null:NullTarget",
+    "pattern": "ublkpy.tgt.pattern:PatternTarget",
+    "stripe": "ublkpy.tgt.stripe:StripeTarget",
+    "zero": "ublkpy.tgt.zero:ZeroTarget",
 }
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ublkpy.errors import ConfigError, UblkError
-from ublkpy.tgt.backing import Backing, Limits
+from ublkpy.tgt.backing import Backing
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.integrity import IntegrityTarget, open_metadata
 from ublkpy.tgt.options import SECTOR, Offset, Size, exact_size, option
@@ -85,7 +85,9 @@ class LoopTarget(IntegrityTarget):
     def _measure(self) -> Geometry:
         size = self._size()
         limits = self._backing.limits()
-        self._settle_direct(limits, size)
+        self._backing.settle_direct(
+            limits, self.disk.logical_block_size, size, self.offset, demanded=self.direct is True
+        )
         self._backing.check_space()
         block = limits.direct_block if self._backing.direct else limits.logical_block
         self._check_blocks(block, size)
@@ -128,8 +130,7 @@ class LoopTarget(IntegrityTarget):
 
     def _size(self) -> int:
         end = self._backing.end
-        if end == 0:
-            raise UblkError(f"backing file {self.file} is empty", f"give it a size with: truncate -s 1G {self.file}")
+        self._backing.check_content()
         if self.offset >= end:
             raise UblkError(f"offset {exact_size(self.offset)} is not inside {self.file}, which has {exact_size(end)}")
         size = end - self.offset if self.size is None else self.size
@@ -140,21 +141,6 @@ class LoopTarget(IntegrityTarget):
                 "" if self._backing.is_block_device else f"grow it with: truncate -s {self.offset + size} {self.file}",
             )
         return size
-
-    def _settle_direct(self, limits: Limits, size: int) -> None:
-        """Give O_DIRECT up, or refuse, where its block size does not fit the file, or what was said."""
-        block, said = limits.direct_block, self.disk.logical_block_size
-        fits = block and (said or block) >= block and not (size % block or self.offset % block)
-        if fits or not self._backing.direct:
-            return
-        if self.direct:
-            why = f"size or offset is not a multiple of its block size {block}" if block else "reads fail"
-            if block and said and said < block:
-                why = f"its block size {block} is more than logical_block_size {said}"
-            raise self._backing.no_direct(why)
-        # A block device's sectors are the same with and without: _check_blocks refuses it.
-        if not self._backing.is_block_device:
-            self._backing.without_direct()
 
     def _check_blocks(self, own: int, size: int) -> None:
         for what, value, block in (("offset", self.offset, own), ("size", size, self.block_size(own))):

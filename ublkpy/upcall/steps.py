@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 from collections.abc import Generator
 from typing import Any, Protocol
 
 from ublkpy.tgt.base import Target
 from ublkpy.uring import zones
-from ublkpy.uring.queue import IS_EARLY, IS_FUA, LATER, Call
+from ublkpy.uring.queue import HAS_FAILED, IS_EARLY, IS_FUA, LATER, Call
 from ublkpy.uring.uapi import IoFlag, Op
 
 _READ, _WRITE, _FLUSH, _DISCARD, _WRITE_ZEROES, _APPEND, _REPORT, _RESET_ALL = map(
@@ -75,6 +76,8 @@ def _steps(queue: Desk, target: Target, call: Call) -> Steps:
     """Calls one method after the other. An early write is answered, with its buffer; all others the caller answers."""
     offset, length, place, what, piece, flags = call
     op = what & 0xFF
+    if what & HAS_FAILED:
+        raise OSError(errno.EIO, "a file of the map failed")
     if what & IS_EARLY:
         queue.receive(piece, target.write_buffer(offset, length), length)
     elif op in (_READ, _WRITE):

@@ -28,7 +28,7 @@ static void prep_fallocate(struct io_uring_sqe *sqe, const struct uq_piece *p,
 {
 	sqe->opcode = IORING_OP_FALLOCATE;
 	sqe->off = p->offset;
-	sqe->addr = p->len;
+	sqe->addr = p->width;
 	sqe->len = mode;
 }
 
@@ -42,7 +42,7 @@ static void prep_discard(const struct uq_queue *q, struct io_uring_sqe *sqe,
 	sqe->opcode = IORING_OP_URING_CMD;
 	sqe->cmd_op = BLOCK_URING_CMD_DISCARD;
 	sqe->addr = p->offset;
-	sqe->addr3 = p->len;
+	sqe->addr3 = p->width;
 }
 
 void back_submit(struct uq_queue *q, const struct ublksrv_io_desc *iod,

@@ -7,9 +7,10 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 
 from cffi import FFI
 
-ENGINE = ("queue.c", "driver.c", "data.c", "shmem.c", "request.c", "backing.c", "integrity.c", "drain.c")
+ENGINE = ("queue.c", "driver.c", "request.c", "place.c", "backing.c", "drain.c")
+DATA = ("data.c", "pattern.c", "shmem.c", "integrity.c")
 PYTHON = ("upcall.c", "zone.c", "file_op.c")
-SOURCES = ("ring.c", *ENGINE, *PYTHON, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
+SOURCES = ("ring.c", *ENGINE, *DATA, *PYTHON, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
 HEADERS = ("io_uring.h", "ublk_cmd.h", "ring.h", "queue.h", "engine.h", "map.h", "map_private.h")
 
 KERNEL = """
@@ -262,11 +263,13 @@ struct uq_upcall {
     uint32_t what;
     uint32_t piece;
     uint32_t flags;
-    uint32_t unused;
+    uint16_t error;
+    uint16_t slot;
 };
 #define UQ_IS_FUA ...
 #define UQ_IS_EARLY ...
 #define UQ_IS_ELSEWHERE ...
+#define UQ_HAS_FAILED ...
 
 struct uq_ended { uint32_t id; int32_t res; };
 
@@ -316,14 +319,14 @@ MAP = """
 
 enum um_op { UM_READ, UM_WRITE, UM_DISCARD, UM_WRITE_ZEROES, UM_NR_OPS, ... };
 enum um_kind {
-    UM_NULL, UM_ZERO, UM_ERROR, UM_UPCALL, UM_UPCALL_EARLY, UM_MEMORY, UM_FILE, UM_STRIPE, ...
+    UM_NULL, UM_ZERO, UM_ERROR, UM_UPCALL, UM_UPCALL_EARLY, UM_PATTERN, UM_MEMORY, UM_FILE, UM_STRIPE, UM_MIRROR, ...
 };
 
 struct um_action {
     uint8_t kind;
     uint8_t chunk_shift;
     uint16_t slot;
-    uint16_t nr_legs;
+    uint8_t nr_legs;
     uint16_t error;
     int64_t shift;
 };
@@ -335,7 +338,7 @@ struct um_extent {
     uint32_t routing;
 };
 struct um_file { int fd; uint8_t is_block_device; uint8_t in_memory; };
-struct um_flush { uint8_t kind; uint32_t nr; uint16_t slots[]; ...; };
+struct um_flush { uint8_t kind; uint8_t asks; uint32_t nr; uint16_t slots[]; ...; };
 struct um_view {
     const struct um_file *files;
     const struct um_flush *flush;
@@ -348,9 +351,13 @@ struct um_hit {
     uint64_t end;
     uint64_t offset;
     uint8_t kind;
+    uint8_t asks;
+    uint8_t nr_legs;
     uint16_t slot;
     int32_t error;
+    ...;
 };
+struct um_part { uint64_t offset; uint64_t len; };
 struct um_stats {
     uint64_t nr_extents;
     uint64_t nr_nodes;
@@ -382,6 +389,7 @@ void um_reader_remove(struct um_reader *reader);
 void um_reader_enter(struct um_reader *r);
 void um_reader_leave(struct um_reader *r);
 const struct um_view *um_current(const struct um_map *map);
+struct um_part um_leg(const struct um_hit *hit, uint64_t len, uint8_t leg);
 void um_lookup(const struct um_view *v, uint64_t pos, enum um_op op,
                struct um_hit *hit);
 """

@@ -283,6 +283,12 @@ static inline int32_t data_copy(const struct uq_queue *q,
 void data_register(struct uq_queue *q, uint16_t tag);
 void data_unregister(struct uq_queue *q, uint16_t tag);
 
+/* pattern.c: each 8 bytes hold an offset, the first of them this one */
+
+void pattern_fill(unsigned char *buf, uint64_t len, uint64_t offset);
+/* -EIO for others. */
+int32_t pattern_check(const unsigned char *buf, uint64_t len, uint64_t offset);
+
 /* shmem.c: the way of a request whose data is in memory that a client shares */
 uint8_t shm_way(const struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		struct uq_io *io);
@@ -323,6 +329,12 @@ void req_part_done(struct uq_queue *q, uint16_t tag, int32_t res);
 void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res);
 void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res);
 void req_retry(struct uq_queue *q, struct uq_piece *p);
+
+/* place.c: where the bytes live */
+
+/* Of the next ones of a piece; the -errno of a place that fails. */
+int32_t place_find(const struct uq_queue *q, const struct ublksrv_io_desc *iod,
+		   struct uq_piece *p);
 
 /* zone.c: zones, which are all Python's */
 

@@ -208,6 +208,7 @@ static bool action_is_valid(const struct um_map *map, const struct um_action *a)
 	case UM_ZERO:
 	case UM_UPCALL:
 	case UM_UPCALL_EARLY:
+	case UM_PATTERN:
 	case UM_MEMORY:
 		return !a->error;
 	case UM_ERROR:
@@ -215,6 +216,7 @@ static bool action_is_valid(const struct um_map *map, const struct um_action *a)
 	case UM_FILE:
 		return !a->error && a->slot < map->files->nr;
 	case UM_STRIPE:
+	case UM_MIRROR:
 		return !a->error && a->nr_legs &&
 		       (uint32_t)a->slot + a->nr_legs <= map->files->nr &&
 		       a->chunk_shift >= MIN_CHUNK_SHIFT &&
@@ -244,7 +246,7 @@ static bool fits_place(const struct um_extent *e, const struct um_action *a)
 {
 	uint64_t len = e->end - e->start, lowest = e->offset;
 
-	if (a->kind < UM_MEMORY)
+	if (a->kind < UM_PATTERN)
 		return true;
 	if (e->offset > INT64_MAX || len > INT64_MAX - e->offset)
 		return false;
@@ -279,10 +281,11 @@ static int check_flush(const struct um_map *map, const struct um_flush *flush)
 	if (flush->kind != UM_NULL && flush->kind != UM_UPCALL &&
 	    flush->kind != UM_FILE)
 		return -EINVAL;
-	if (flush->nr && flush->kind != UM_FILE)
+	if ((flush->nr || flush->asks) && flush->kind != UM_FILE)
 		return -EINVAL;
 	for (uint32_t i = 0; i < flush->nr; i++)
-		if (flush->slots[i] >= map->files->nr)
+		if (flush->slots[i] >= map->files->nr ||
+		    (i && flush->slots[i] <= flush->slots[i - 1]))
 			return -EINVAL;
 	return 0;
 }

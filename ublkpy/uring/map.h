@@ -33,9 +33,13 @@ enum um_kind {
 	UM_ERROR,	/* fails */
 	UM_UPCALL,	/* Python decides */
 	UM_UPCALL_EARLY,	/* likewise, and where the data of a WRITE goes */
+	/* What has a place, so that the offset of its extent counts. */
+	UM_PATTERN,	/* each 8 bytes hold their offset, or a WRITE fails */
 	UM_MEMORY,	/* in our own memory */
 	UM_FILE,	/* in one file */
-	UM_STRIPE,	/* in turns in several files; never in a hit */
+	/* What has legs. In a hit, it is UM_FILE. */
+	UM_STRIPE,	/* in turns in several files */
+	UM_MIRROR,	/* in each of several files, at the same place */
 };
 
 #define UM_MAX_FILES	65535
@@ -45,15 +49,17 @@ enum um_kind {
  * of a UM_FILE is at p + shift in the file, and that of a UM_MEMORY at this
  * address. That of a UM_STRIPE is in chunk
  * c = p >> chunk_shift, which is number c / nr_legs in file slot + c % nr_legs,
- * and shift is added there.
+ * and shift is added there. That of a UM_MIRROR is at p + shift in all of its
+ * files; a READ takes chunk c from file slot + c % nr_legs. What fails there is
+ * Python's to decide.
  */
 struct um_action {
 	uint8_t kind;		/* enum um_kind */
-	uint8_t chunk_shift;	/* UM_STRIPE: log2 of the chunk's bytes, >= 9 */
-	uint16_t slot;		/* UM_FILE, UM_STRIPE: the first file */
-	uint16_t nr_legs;	/* UM_STRIPE: so many files, one slot each */
+	uint8_t chunk_shift;	/* with legs: log2 of the chunk's bytes, >= 9 */
+	uint16_t slot;		/* UM_FILE, or with legs: the first file */
+	uint8_t nr_legs;	/* so many files, one slot each */
 	uint16_t error;		/* UM_ERROR: an errno */
-	int64_t shift;		/* UM_MEMORY, UM_FILE, UM_STRIPE: bytes */
+	int64_t shift;		/* bytes */
 };
 
 struct um_routing {
@@ -109,8 +115,9 @@ struct um_node {
 struct um_flush {
 	struct um_dead dead;
 	uint8_t kind;		/* UM_NULL, UM_UPCALL; UM_FILE: fsync */
+	uint8_t asks;		/* UM_FILE: what fails is Python's to decide */
 	uint32_t nr;
-	uint16_t slots[];
+	uint16_t slots[];	/* each more than the one before it */
 };
 
 /*
@@ -179,11 +186,17 @@ struct um_map {
 	uint64_t nr_dead;		/* on the list above, of any kind */
 };
 
-/* The answer to a lookup: it holds for [pos, end). */
+/*
+ * The answer to a lookup: it holds for [pos, end). If it is in several files at
+ * the same time, um_leg() has the place in each.
+ */
 struct um_hit {
 	uint64_t end;		/* bytes, position in the device */
 	uint64_t offset;	/* UM_FILE: bytes, position in it; UM_MEMORY: address */
-	uint8_t kind;		/* enum um_kind, never UM_STRIPE */
+	const struct um_action *action;	/* with nr_legs: of um_leg() */
+	uint8_t kind;		/* enum um_kind, never one with legs */
+	uint8_t asks;		/* UM_FILE: what fails is Python's to decide */
+	uint8_t nr_legs;	/* UM_FILE: in so many, from slot on; 0: in one */
 	uint16_t slot;		/* UM_FILE: into um_view.files */
 	int32_t error;		/* UM_ERROR: -errno; else 0 */
 };
@@ -316,29 +329,54 @@ static inline void um_prefetch(const struct um_node *leaf)
 		__builtin_prefetch(&leaf->keys[i]);
 }
 
-/* The answer for the byte p of an extent that ends at hit->end. */
-static inline void um_resolve(const struct um_action *action, uint64_t pos,
-			      uint64_t p, struct um_hit *hit)
+/* The same with legs: of the one, or all, that the byte p of an extent is in. */
+static inline void um_resolve_legs(const struct um_action *action, uint64_t pos,
+				   uint64_t p, enum um_op op,
+				   struct um_hit *hit)
 {
-	uint64_t chunk, left;
+	uint64_t chunk = p >> action->chunk_shift;
+	uint64_t left = (1ULL << action->chunk_shift) -
+			(p & ((1ULL << action->chunk_shift) - 1));
 
-	hit->kind = action->kind;
-	hit->slot = action->slot;
-	hit->error = -(int32_t)action->error;
-	hit->offset = p + (uint64_t)action->shift;
-	if (action->kind != UM_STRIPE)
-		return;
-	chunk = p >> action->chunk_shift;
-	left = (1ULL << action->chunk_shift) -
-	       (p & ((1ULL << action->chunk_shift) - 1));
 	hit->kind = UM_FILE;
+	hit->asks = action->kind == UM_MIRROR;
+	/* What moves no data goes to each leg of a stripe as a whole. */
+	if (op != UM_READ && (op != UM_WRITE || action->kind == UM_MIRROR)) {
+		hit->action = action;
+		hit->nr_legs = action->nr_legs;
+		return;
+	}
 	hit->slot = (uint16_t)(action->slot + chunk % action->nr_legs);
 	/* Where this chunk ends in the file, less what is left of it. */
-	hit->offset = ((chunk / action->nr_legs + 1) << action->chunk_shift) -
-		      left + (uint64_t)action->shift;
+	if (action->kind == UM_STRIPE)
+		hit->offset = ((chunk / action->nr_legs + 1)
+			       << action->chunk_shift) -
+			      left + (uint64_t)action->shift;
 	if (hit->end - pos > left)
 		hit->end = pos + left;
 }
+
+/* The answer for the byte p of an extent that ends at hit->end. */
+static inline void um_resolve(const struct um_action *action, uint64_t pos,
+			      uint64_t p, enum um_op op, struct um_hit *hit)
+{
+	hit->kind = action->kind;
+	hit->asks = 0;
+	hit->nr_legs = 0;
+	hit->slot = action->slot;
+	hit->error = -(int32_t)action->error;
+	hit->offset = p + (uint64_t)action->shift;
+	if (action->kind >= UM_STRIPE)
+		um_resolve_legs(action, pos, p, op, hit);
+}
+
+/* Of len bytes from a hit with legs on, what is in one of them. */
+struct um_part {
+	uint64_t offset;	/* bytes, position in the file */
+	uint64_t len;		/* may be 0 */
+};
+
+struct um_part um_leg(const struct um_hit *hit, uint64_t len, uint8_t leg);
 
 /* um_lookup() of a map with several extents, or behind its end. */
 void um_lookup_tree(const struct um_view *v, uint64_t pos, enum um_op op,
@@ -353,7 +391,7 @@ static inline void um_lookup(const struct um_view *v, uint64_t pos,
 		return;
 	}
 	hit->end = v->size;
-	um_resolve(&v->only->actions[op], pos, v->only_offset + pos, hit);
+	um_resolve(&v->only->actions[op], pos, v->only_offset + pos, op, hit);
 }
 
 #endif

@@ -218,5 +218,33 @@ void um_lookup_tree(const struct um_view *v, uint64_t pos, enum um_op op,
 	}
 	hit->end = end;
 	um_resolve(&v->routings[n->routing[i]].actions[op], pos,
-		   n->offset[i] + (pos - n->keys[i]), hit);
+		   n->offset[i] + (pos - n->keys[i]), op, hit);
+}
+
+/* How much of the first p bytes of a stripe is in one leg. */
+static uint64_t in_leg(const struct um_action *action, uint64_t p, uint8_t leg)
+{
+	uint64_t chunk = 1ULL << action->chunk_shift;
+	uint64_t width = chunk * action->nr_legs;
+	uint64_t rest = p % width, before = leg * chunk;
+
+	if (rest <= before)
+		rest = 0;
+	else
+		rest = rest - before < chunk ? rest - before : chunk;
+	return p / width * chunk + rest;
+}
+
+struct um_part um_leg(const struct um_hit *hit, uint64_t len, uint8_t leg)
+{
+	const struct um_action *action = hit->action;
+	uint64_t p = hit->offset - (uint64_t)action->shift;
+	struct um_part part = { hit->offset, len };
+
+	if (action->kind == UM_STRIPE) {
+		part.offset = in_leg(action, p, leg);
+		part.len = in_leg(action, p + len, leg) - part.offset;
+		part.offset += (uint64_t)action->shift;
+	}
+	return part;
 }

@@ -303,7 +303,7 @@ void mt_get(const struct um_node *n, uint64_t size, uint64_t pos,
 bool mt_is_placed(const struct um_routing *routing)
 {
 	for (unsigned int op = 0; op < UM_NR_OPS; op++)
-		if (routing->actions[op].kind >= UM_MEMORY)
+		if (routing->actions[op].kind >= UM_PATTERN)
 			return true;
 	return false;
 }

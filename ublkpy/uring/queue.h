@@ -10,8 +10,10 @@
  *   queue.c     the ring, the memory, and the loop
  *   driver.c    how requests come and results go: one by one, or in batches
  *   data.c      how their data gets from the driver into our memory and back
+ *   pattern.c   data that says where it is
  *   shmem.c     data that is there already, in memory that a client shares
  *   request.c   a request on its way: data in, pieces at the backing, data out
+ *   place.c     where its bytes are, by the map
  *   zone.c      operations on zones, for Python
  *   upcall.c    what Python is asked about it, and answers
  *   backing.c   a piece at the file behind it
@@ -125,12 +127,14 @@ enum uq_step {
 	UQ_GET,			/* a WRITE's data, from the driver */
 	UQ_ASKED,		/* Python */
 	UQ_ASKED_EARLY,		/* likewise, before a WRITE's data is taken */
+	UQ_ASKED_FAILED,	/* likewise, because a file failed */
 };
 
 /*
  * Part of a request, [pos, end) in bytes from its start; of a FLUSH, of the
- * files that it is about. It has one SQE in flight, for len bytes from pos on,
- * which are in one place.
+ * slots of the map's files. It has one SQE in flight, for len bytes from pos on,
+ * which are in one place; or in several files at the same time, of which leg is
+ * under way, and those up to legs are still to come.
  */
 struct uq_piece {
 	uint64_t pos;
@@ -140,11 +144,16 @@ struct uq_piece {
 	uint64_t offset;	/* where pos lies in the file */
 	uint16_t tag;
 	uint16_t slot;		/* of the map's files */
-	uint16_t mode;		/* fallocate mode of a WRITE_ZEROES in progress */
+	uint16_t mode;		/* fallocate mode of a WRITE_ZEROES in progress;
+				   UQ_ASKED_FAILED: the errno */
 	uint16_t retries;
 	uint8_t step;		/* enum uq_step */
 	uint8_t kind;		/* enum um_kind: who answers for len bytes */
 	uint8_t drains;		/* somebody waits for the end of this step */
+	uint8_t asks;		/* what fails is Python's to decide */
+	uint8_t leg;
+	uint8_t legs;		/* 0: it is in one file */
+	uint32_t width;		/* bytes there of what moves no data */
 	int32_t next;		/* list of unused or asked pieces; -1 ends it */
 } __attribute__((aligned(64)));
 
@@ -160,12 +169,14 @@ struct uq_upcall {
 	uint32_t what;		/* UBLK_IO_OP_*; below, what makes it unusual */
 	uint32_t piece;		/* for uq_answer() or uq_retry() */
 	uint32_t flags;		/* UBLK_IO_F_* */
-	uint32_t unused;
+	uint16_t error;		/* UQ_HAS_FAILED: the errno */
+	uint16_t slot;		/* and the file of the map that failed */
 };
 
 #define UQ_IS_FUA	(1U << 8)
 #define UQ_IS_EARLY	(1U << 9)	/* a WRITE whose data is not there yet */
 #define UQ_IS_ELSEWHERE	(1U << 10)	/* place is an address */
+#define UQ_HAS_FAILED	(1U << 11)	/* it wants to be tried again, or to fail */
 
 /* The end of a uq_file_op(). */
 struct uq_ended {

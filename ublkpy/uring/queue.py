@@ -7,7 +7,7 @@ import errno
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -22,7 +22,8 @@ from ublkpy.uring.uapi import IO_DESC_SIZE, SECTOR, IoFlag, Op
 _BUFFER_SLOTS = 16384
 _CALL = struct.Struct("=QQQIII4x")  # struct uq_upcall
 _SHORT_CALL = struct.Struct("=QQQI12x")
-assert _SHORT_CALL.size == _CALL.size == ffi.sizeof("struct uq_upcall")
+_WHOLE_CALL = struct.Struct("=QQQIIIHH")
+assert _SHORT_CALL.size == _WHOLE_CALL.size == _CALL.size == ffi.sizeof("struct uq_upcall")
 
 LATER: int = lib.UQ_LATER
 """The result of a call that is answered later."""
@@ -44,6 +45,7 @@ _EVENTS = tuple(Event)
 IS_FUA: int = lib.UQ_IS_FUA
 IS_EARLY: int = lib.UQ_IS_EARLY
 IS_ELSEWHERE: int = lib.UQ_IS_ELSEWHERE
+HAS_FAILED: int = lib.UQ_HAS_FAILED
 
 ShortCall = tuple[int, int, int, int]
 """What Python is asked, for who answers at once: offset and length in bytes; where the data is in ``Queue.buffers``; an
@@ -71,6 +73,14 @@ class IoError:
         return Op(self.op).name if self.op in Op.__members__.values() else f"op {self.op}"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Which file of the map failed, by its number, and the errno."""
+
+    file: int
+    errno: int
+
+
 _ONCE = "a request is answered once"
 
 
@@ -96,9 +106,13 @@ class Request:
     """
     early: bool
     """Whether it is a WRITE whose data is still with the driver (UBLK_F_NEED_GET_DATA), and has no buffer."""
+    failure: Failure | None
+    """Why a ``Mirror``, or a ``Sync`` that asks, could not do it; such a request has no buffer, and wants ``retry`` or
+    ``fail``. For all others, None.
+    """
 
-    def __init__(self, queue: Queue, call: Call) -> None:
-        offset, length, place, what, piece, flags = call
+    def __init__(self, queue: Queue, call: Sequence[int]) -> None:
+        offset, length, place, what, piece, flags, error, file = call
         self._queue = queue
         self._unanswered = [piece]  # of several threads that answer, one gets it
         self.op = Op(what & 0xFF)
@@ -106,7 +120,9 @@ class Request:
         self.offset = offset
         self.length = length
         self.early = bool(what & IS_EARLY)
-        has_data = self.op in (Op.READ, Op.WRITE, Op.ZONE_APPEND, Op.REPORT_ZONES) and not self.early
+        self.failure = Failure(file, error) if what & HAS_FAILED else None
+        moves_data = self.op in (Op.READ, Op.WRITE, Op.ZONE_APPEND, Op.REPORT_ZONES)
+        has_data = moves_data and not self.early and not self.failure
         self.buffer = queue.data(place, length, what) if has_data else memoryview(b"")
 
     @property
@@ -130,10 +146,12 @@ class Request:
 
     def done(self, appended: int = 0) -> None:
         """All of it is done, with ``buffer`` filled if it is a READ or a report; ``appended`` is where the data of a
-        ZONE_APPEND went, in bytes. RuntimeError for an ``early`` one.
+        ZONE_APPEND went, in bytes. RuntimeError for an ``early`` one, and after a ``failure``.
         """
         if self.early:
             raise RuntimeError("a write is not done before its data is received")
+        if self.failure:
+            raise RuntimeError("what a file failed to do is not done: it is to be tried again, or fails")
         where = disk_place(appended)
         piece = self._answer()
         self._queue.let_go(piece)
@@ -309,7 +327,9 @@ class Queue:
 
     def requests(self) -> list[Request]:
         """The same as objects."""
-        return [Request(self, call) for call in self.calls()]
+        lib.uq_defer(self._queue)
+        calls = self._calls[: self._queue.nr_calls * _CALL.size]
+        return [Request(self, call) for call in _WHOLE_CALL.iter_unpack(calls)]
 
     def call(self, nth: int) -> Call:
         """All of one of ``short_calls``."""

@@ -63,11 +63,22 @@ static inline void leave(struct uq_queue *q, struct uq_piece *p)
 		drain_leave(q, p);
 }
 
+/* To the next leg, or behind the last one to the next place. */
+static inline void advance(struct uq_piece *p)
+{
+	if (__builtin_expect(p->legs, 0) && ++p->leg < p->legs) {
+		p->slot++;
+		return;
+	}
+	p->leg = p->legs = 0;
+	p->pos += p->len;
+}
+
 static inline void go_on(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 			 struct uq_piece *p)
 {
 	leave(q, p);
-	p->pos += p->len;
+	advance(p);
 	serve(q, iod, p);
 }
 
@@ -96,6 +107,13 @@ static void act(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	} else {
 		ask(q, p, UQ_ASKED);
 	}
+}
+
+/* The file that a piece is in has failed, which Python wants to know. */
+static void ask_why(struct uq_queue *q, struct uq_piece *p, int32_t res)
+{
+	ask(q, p, UQ_ASKED_FAILED);
+	p->mode = (uint16_t)-res;
 }
 
 static void failed(struct uq_queue *q, const struct ublksrv_io_desc *iod,
@@ -132,67 +150,31 @@ static void acted(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		go_on(q, iod, p);
 }
 
-/* -- where the bytes live -------------------------------------------------- */
+/* -- in pieces ------------------------------------------------------------- */
 
-/* The ops that have a place, as the map counts them. */
-static inline enum um_op map_op(uint32_t op)
-{
-	_Static_assert(UBLK_IO_OP_READ == (int)UM_READ &&
-		       UBLK_IO_OP_WRITE == (int)UM_WRITE, "one numbering");
-	if (moves_data(op))
-		return (enum um_op)op;
-	return op == UBLK_IO_OP_DISCARD ? UM_DISCARD : UM_WRITE_ZEROES;
-}
-
-/* What a FLUSH does about the file number pos of those that it is about. */
-static void look_up_flush(const struct um_flush *flush, const struct uq_piece *p,
-			  struct um_hit *hit)
-{
-	*hit = (struct um_hit){ .kind = flush->kind, .end = p->end };
-	if (flush->kind != UM_FILE)
-		return;
-	if (p->pos < flush->nr) {
-		hit->slot = flush->slots[p->pos];
-		hit->end = p->pos + 1;
-	} else {
-		hit->kind = UM_NULL; /* there were more when it came */
-	}
-}
-
-/* Finds the place of the next bytes of a piece; the -errno of one that fails. */
-static inline int32_t look_up(const struct uq_queue *q,
-			      const struct ublksrv_io_desc *iod,
-			      struct uq_piece *p)
-{
-	uint64_t start = iod->start_sector << SECTOR_SHIFT;
-	struct um_hit hit;
-
-	if (__builtin_expect(iod_op(iod) == UBLK_IO_OP_FLUSH, 0)) {
-		look_up_flush(q->view->flush, p, &hit);
-	} else {
-		um_lookup(q->view, start + p->pos, map_op(iod_op(iod)), &hit);
-		hit.end -= start;
-	}
-	p->kind = hit.kind;
-	p->slot = hit.slot;
-	p->offset = hit.offset;
-	p->len = (hit.end < p->end ? hit.end : p->end) - p->pos;
-	return hit.error;
-}
-
-/* A spare piece for what follows the first len bytes; NULL if there is none. */
+/*
+ * A spare piece for the legs that follow, or for what follows the first len
+ * bytes; NULL if there is none.
+ */
 static struct uq_piece *split(struct uq_queue *q, struct uq_piece *p)
 {
+	bool has_legs = p->leg + 1 < p->legs;
 	struct uq_piece *rest;
 
-	if (p->pos + p->len == p->end || q->free_piece < 0)
+	if ((p->pos + p->len == p->end && !has_legs) || q->free_piece < 0)
 		return NULL;
 	rest = &q->pieces[q->free_piece];
 	q->free_piece = rest->next;
 	rest->tag = p->tag;
-	rest->pos = p->pos + p->len;
+	rest->pos = has_legs ? p->pos : p->pos + p->len;
 	rest->end = p->end;
-	p->end = rest->pos;
+	p->end = p->pos + p->len;
+	if (has_legs) {
+		rest->leg = p->leg + 1;
+		rest->legs = p->legs;
+		rest->slot = p->slot + 1;
+		p->legs = rest->leg;
+	}
 	q->ios[p->tag].pending++;
 	return rest;
 }
@@ -202,6 +184,7 @@ static void drop_piece(struct uq_queue *q, struct uq_piece *p)
 	int32_t nr = (int32_t)(p - q->pieces);
 
 	p->step = UQ_IDLE;
+	p->leg = p->legs = 0;
 	q->ios[p->tag].pending--;
 	if (nr < q->opt.depth)
 		return;
@@ -238,6 +221,23 @@ static int32_t use_file(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	return res ? res : data_out(q, iod, p);
 }
 
+static int32_t use_pattern(struct uq_queue *q,
+			   const struct ublksrv_io_desc *iod,
+			   struct uq_piece *p)
+{
+	unsigned char *buf = piece_buf(q, p);
+	int32_t res;
+
+	if (iod_op(iod) == UBLK_IO_OP_READ) {
+		pattern_fill(buf, p->len, p->offset);
+		return data_out(q, iod, p);
+	}
+	if (iod_op(iod) != UBLK_IO_OP_WRITE)
+		return -EOPNOTSUPP;
+	res = data_in(q, iod, p);
+	return res ? res : pattern_check(buf, p->len, p->offset);
+}
+
 /* Whether that was all. An error is one of the request. */
 static inline bool serve_at_once(struct uq_queue *q,
 				 const struct ublksrv_io_desc *iod,
@@ -254,6 +254,9 @@ static inline bool serve_at_once(struct uq_queue *q,
 			return true;
 		memset(piece_buf(q, p), 0, p->len);
 		io->error = data_out(q, iod, p);
+		return true;
+	case UM_PATTERN:
+		io->error = use_pattern(q, iod, p);
 		return true;
 	case UM_MEMORY:
 		if (moves_data(op) && copies(q, p))
@@ -310,11 +313,20 @@ static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	while (p->pos != p->end && !io->error) {
 		struct uq_piece *rest;
 
-		io->error = look_up(q, iod, p);
+		io->error = place_find(q, iod, p);
 		if (io->error)
 			break;
+		if (__builtin_expect(!p->width, 0)) { /* none of this leg */
+			advance(p);
+			continue;
+		}
 		if (serve_at_once(q, iod, p)) {
-			p->pos += p->len;
+			if (__builtin_expect(io->error && p->asks, 0)) {
+				ask_why(q, p, io->error);
+				io->error = 0;
+				return;
+			}
+			advance(p);
 			continue;
 		}
 		rest = split(q, p);
@@ -348,8 +360,7 @@ static void begin_without_data(struct uq_queue *q,
 {
 	switch (iod_op(iod)) {
 	case UBLK_IO_OP_FLUSH:
-		p->end = q->view->flush->kind == UM_FILE ? q->view->flush->nr :
-							   1;
+		p->end = UM_MAX_FILES;
 		break;
 	case UBLK_IO_OP_DISCARD:
 	case UBLK_IO_OP_WRITE_ZEROES:
@@ -394,7 +405,7 @@ static void begin(struct uq_queue *q, uint16_t tag)
 		return;
 	}
 	um_lookup(q->view, start, (enum um_op)iod_op(iod), &hit);
-	if (hit.end - start < bytes || hit.error || io->error) {
+	if (hit.end - start < bytes || hit.error || hit.asks || io->error) {
 		serve(q, iod, p);
 		return;
 	}
@@ -403,6 +414,7 @@ static void begin(struct uq_queue *q, uint16_t tag)
 		return;
 	}
 	p->kind = hit.kind;
+	p->asks = false;
 	p->slot = hit.slot;
 	p->offset = hit.offset;
 	p->len = bytes;
@@ -424,7 +436,8 @@ static void take_data(struct uq_queue *q, uint16_t tag)
 
 	p->pos = 0;
 	p->end = iod_bytes(iod);
-	look_up(q, iod, p); /* what fails there will do so with its data */
+	place_find(q, iod, p); /* what fails there will do so with its data */
+	p->leg = p->legs = 0;
 	if (p->len == p->end && p->kind == UM_UPCALL_EARLY) {
 		ask(q, p, UQ_ASKED_EARLY);
 		return;
@@ -470,7 +483,9 @@ static void backing_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
 	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
 
 	res = back_done(q, iod, p, res);
-	if (res < 0)
+	if (__builtin_expect(res < 0 && p->asks, 0))
+		ask_why(q, p, res);
+	else if (res < 0)
 		failed(q, iod, p, res);
 	else if (res)
 		acted(q, iod, p);
@@ -502,7 +517,8 @@ void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
 		break;
 	case UQ_IDLE:
 	case UQ_ASKED:
-	case UQ_ASKED_EARLY: /* they have no SQE */
+	case UQ_ASKED_EARLY:
+	case UQ_ASKED_FAILED: /* they have no SQE */
 		break;
 	}
 }
@@ -522,6 +538,8 @@ void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res)
 		data_get(q, p->tag);
 		return;
 	}
+	if (!res && p->step == UQ_ASKED_FAILED)
+		res = -EIO; /* it is not done */
 	if (!res && is_zone_op(iod_op(iod)))
 		res = zone_answered(q, iod, p);
 	if (res < 0)
@@ -532,6 +550,7 @@ void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res)
 
 void req_retry(struct uq_queue *q, struct uq_piece *p)
 {
+	p->leg = p->legs = 0; /* from the first on, whatever the map says */
 	if (p->step == UQ_ASKED_EARLY)
 		take_data(q, p->tag);
 	else if (is_zone_op(iod_op(iod_of(q, p->tag))))

@@ -71,14 +71,34 @@ class Stripe:
 
 
 @dataclass(frozen=True)
+class Mirror:
+    """The same bytes in each of several files. Where one of them fails, Python is asked (``Request.failure``)."""
+
+    files: tuple[int, ...]
+    """Numbers from ``Map.add_file``, each one more than the one before; else ValueError, when the map gets it."""
+    chunk: int
+    """So many bytes are read from one, the next from another: a power of two, 512 to 2⁴⁰."""
+    shift: int = 0
+    """So many bytes behind, in each file; may be negative."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Each 8 bytes hold their offset, which is that of the extent for its first, big-endian; writes of anything else,
+    and requests without data, fail."""
+
+
+@dataclass(frozen=True)
 class Sync:
     """As a flush: fsync these files, at the same time."""
 
     files: tuple[int, ...]
     """Numbers from ``Map.add_file``."""
+    asks: bool = False
+    """Whether Python is asked where one of them fails (``Request.failure``)."""
 
 
-Action = Null | Zero | Error | Upcall | Memory | File | Stripe
+Action = Null | Zero | Error | Upcall | Pattern | Memory | File | Stripe | Mirror
 """What can be done with the bytes of an extent."""
 Flush = Null | Upcall | Sync
 """What a flush can do."""
@@ -109,8 +129,8 @@ class Routing:
 
     @property
     def is_placed(self) -> bool:
-        """Whether the ``offset`` of an extent means anything: with a file, a stripe or memory."""
-        return any(isinstance(action, Memory | File | Stripe) for action in self.actions)
+        """Whether the ``offset`` of an extent means anything."""
+        return any(isinstance(action, Pattern | Memory | File | Stripe | Mirror) for action in self.actions)
 
 
 @dataclass(frozen=True)
@@ -124,7 +144,7 @@ class Extent:
     routing: Routing
     """What is done with it."""
     offset: int = 0
-    """Where its first byte is in the file, stripe or memory of the routing."""
+    """Where its first byte is in the file, stripe, mirror, pattern or memory of the routing."""
 
     @property
     def end(self) -> int:
@@ -153,14 +173,26 @@ def _action(action: Action, nr_files: int) -> dict[str, int]:
             return {"kind": lib.UM_ERROR, "error": number}
         case File(file, shift):
             return {"kind": lib.UM_FILE, "slot": _slots([file], nr_files)[0], "shift": _shift(shift)}
+        case Pattern():
+            return {"kind": lib.UM_PATTERN}
         case Stripe(files, chunk, shift):
-            slots = _slots(files, nr_files)
-            if not slots or list(slots) != list(range(slots[0], slots[0] + len(slots))):
-                raise ValueError(f"files {slots} were not added one after the other")
-            if not SECTOR <= chunk <= _MAX_CHUNK or chunk & (chunk - 1):
-                raise ValueError(f"chunk of {chunk} bytes is not a power of two from {SECTOR} on")
-            legs = {"kind": lib.UM_STRIPE, "slot": slots[0], "nr_legs": len(slots)}
-            return legs | {"chunk_shift": chunk.bit_length() - 1, "shift": _shift(shift)}
+            return {"kind": lib.UM_STRIPE} | _legs(files, chunk, shift, nr_files)
+        case Mirror(files, chunk, shift):
+            return {"kind": lib.UM_MIRROR} | _legs(files, chunk, shift, nr_files)
+
+
+def _legs(files: tuple[int, ...], chunk: int, shift: int, nr_files: int) -> dict[str, int]:
+    slots = _slots(files, nr_files)
+    if not 0 < len(slots) < 256 or list(slots) != list(range(slots[0], slots[0] + len(slots))):
+        raise ValueError(f"files {slots} are not 1 to 255 that were added one after the other")
+    if not SECTOR <= chunk <= _MAX_CHUNK or chunk & (chunk - 1):
+        raise ValueError(f"chunk of {chunk} bytes is not a power of two from {SECTOR} on")
+    return {
+        "slot": slots[0],
+        "nr_legs": len(slots),
+        "chunk_shift": chunk.bit_length() - 1,
+        "shift": _shift(shift),
+    }
 
 
 def flush_to_c(flush: Flush, nr_files: int) -> Any:
@@ -170,9 +202,9 @@ def flush_to_c(flush: Flush, nr_files: int) -> Any:
             return ffi.new("struct um_flush *", {"kind": lib.UM_NULL, "slots": []})
         case Upcall():
             return ffi.new("struct um_flush *", {"kind": lib.UM_UPCALL, "slots": []})
-        case Sync(files):
+        case Sync(files, asks):
             slots = sorted(set(_slots(files, nr_files)))
-            return ffi.new("struct um_flush *", {"kind": lib.UM_FILE, "nr": len(slots), "slots": slots})
+            return ffi.new("struct um_flush *", {"kind": lib.UM_FILE, "asks": asks, "nr": len(slots), "slots": slots})
 
 
 def _slots(files: Sequence[int], nr_files: int) -> Sequence[int]:

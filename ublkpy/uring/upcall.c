@@ -38,7 +38,11 @@ static void describe(const struct uq_queue *q, const struct uq_piece *p,
 	}
 	if (iod->op_flags & UBLK_IO_F_FUA)
 		call->what |= UQ_IS_FUA;
-	if (p->step == UQ_ASKED_EARLY)
+	if (p->step == UQ_ASKED_FAILED) {
+		call->what |= UQ_HAS_FAILED;
+		call->error = p->mode;
+		call->slot = p->slot;
+	} else if (p->step == UQ_ASKED_EARLY)
 		call->what |= UQ_IS_EARLY;
 	else if (call->len && (moves_data(op) || is_zone_op(op)))
 		say_where(q, p, call);

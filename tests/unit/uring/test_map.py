@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ublkpy.uring.ffi import ffi, lib
-from ublkpy.uring.map import Error, Extent, File, Map, Null, Routing, Stripe, Sync, Upcall, Zero
+from ublkpy.uring.map import Error, Extent, File, Map, Mirror, Null, Pattern, Routing, Stripe, Sync, Upcall, Zero
 
 OPS = (lib.UM_READ, lib.UM_WRITE, lib.UM_DISCARD, lib.UM_WRITE_ZEROES)
 KINDS = {lib.UM_NULL: Null(), lib.UM_ZERO: Zero(), lib.UM_UPCALL: Upcall()}
@@ -32,6 +32,7 @@ ROUTINGS = (
     Routing(File(1), File(2, shift=1 << 20), Zero(), Upcall()),
     Routing(Zero(), Upcall(), Error(errno.EROFS), Null()),
     Routing.all(Stripe((0, 1, 2), 1024)),
+    Routing.all(Mirror((0, 1), 2048)),
 )
 
 
@@ -108,14 +109,22 @@ def check_hits(target_map: Map, extents: list[Extent]) -> None:
         for e in extents:
             for pos in {e.start, e.start + 1, e.end - 1}:
                 for op, action in zip(OPS, e.routing.actions, strict=True):
-                    check_hit(reader.hit(pos, op), pos, action, e.offset + pos - e.start, e.end)
+                    check_hit(reader.hit(pos, op), pos, action, e.offset + pos - e.start, e.end, op)
     reader.remove()
 
 
-def check_hit(hit: Any, pos: int, action: object, p: int, end: int) -> None:
+def check_hit(hit: Any, pos: int, action: object, p: int, end: int, op: int = lib.UM_READ) -> None:
+    assert hit.asks == isinstance(action, Mirror)
     match action:
         case File(file, shift):
             assert (hit.kind, hit.slot, hit.offset, hit.end) == (lib.UM_FILE, file, p + shift, end)
+        case Stripe(files) if op in (lib.UM_DISCARD, lib.UM_WRITE_ZEROES):
+            assert (hit.kind, hit.slot, hit.nr_legs, hit.end) == (lib.UM_FILE, files[0], len(files), end)
+        case Mirror(files) if op != lib.UM_READ:
+            assert (hit.kind, hit.slot, hit.nr_legs, hit.end) == (lib.UM_FILE, files[0], len(files), end)
+        case Mirror(files, chunk, shift):
+            assert (hit.kind, hit.slot, hit.offset) == (lib.UM_FILE, files[p // chunk % len(files)], p + shift)
+            assert hit.end == min(end, pos + chunk - p % chunk)
         case Stripe(files, chunk, shift):
             offset = p // chunk // len(files) * chunk + p % chunk + shift
             assert (hit.kind, hit.slot, hit.offset) == (lib.UM_FILE, files[p // chunk % len(files)], offset)
@@ -279,6 +288,51 @@ def test_stripes(nr_files: int, chunk_shift: int, offset: int, shift: int, pos: 
     with reader:
         check_hit(reader.hit(pos), pos, stripe, offset + pos, 1 << 20)
     reader.remove()
+    target_map.close()
+
+
+def parts(target_map: Map, pos: int, length: int, nr_legs: int) -> list[tuple[int, int]]:
+    """Of a discard: its place and length in each leg."""
+    reader = Reader(target_map)
+    with reader:
+        hit = reader.hit(pos, lib.UM_DISCARD)
+        assert hit.nr_legs == nr_legs
+        found = [lib.um_leg(hit, length, leg) for leg in range(nr_legs)]
+    reader.remove()
+    return [(part.offset, part.len) for part in found]
+
+
+@given(
+    st.integers(1, 5), st.sampled_from((512, 1024, 4096)), st.integers(0, 40), st.integers(0, 200), st.integers(1, 200)
+)
+def test_what_has_no_data_goes_to_each_leg_of_a_stripe_at_once(
+    nr_files: int, chunk: int, shift: int, first: int, count: int
+) -> None:
+    """What it is in each, told sector by sector."""
+    target_map = Map(1 << 20)
+    files = tuple(target_map.add_file(i) for i in range(nr_files))
+    target_map.replace([Extent(0, 1 << 20, Routing.all(Stripe(files, chunk, shift * 512)))])
+    expected: dict[int, set[int]] = {leg: set() for leg in range(nr_files)}
+    for sector in range(first, first + count):
+        nth, rest = divmod(sector * 512, chunk)
+        expected[nth % nr_files].add(nth // nr_files * chunk + rest + shift * 512)
+    for leg, (offset, length) in enumerate(parts(target_map, first * 512, count * 512, nr_files)):
+        assert set(range(offset, offset + length, 512)) == expected[leg]
+    target_map.close()
+
+
+def test_all_legs_of_a_mirror_are_alike() -> None:
+    target_map = Map(1 << 20)
+    files = tuple(target_map.add_file(i) for i in range(3))
+    target_map.replace([Extent(0, 1 << 20, Routing.all(Mirror(files, 4096, 512)), 1024)])
+    assert parts(target_map, 512, 9 * 512, 3) == [(4 * 512, 9 * 512)] * 3
+    target_map.close()
+
+
+def test_a_pattern_has_a_place() -> None:
+    target_map = Map(1 << 20, Routing.all(Pattern()))
+    target_map.replace([Extent(4096, 4096, Routing.all(Pattern()), 512)])
+    assert [(e.start, e.offset) for e in target_map.extents()] == [(0, 0), (4096, 512), (8192, 8192)]
     target_map.close()
 
 
@@ -474,8 +528,10 @@ def test_size_without_meaning(size: int) -> None:
         ([Extent(0, 512, Routing.all(File(3)))], "file 3 was not added to the map, which has 3"),
         ([Extent(0, 512, Routing.all(File(-1)))], "file -1 was not added"),
         ([Extent(0, 512, Routing.all(Error(0)))], "0 is not an errno"),
-        ([Extent(0, 512, Routing.all(Stripe((), 512)))], "not added one after the other"),
-        ([Extent(0, 512, Routing.all(Stripe((1, 0), 512)))], "not added one after the other"),
+        ([Extent(0, 512, Routing.all(Stripe((), 512)))], "not 1 to 255 that were added one after the other"),
+        ([Extent(0, 512, Routing.all(Stripe((1, 0), 512)))], "not 1 to 255 that were added one after the other"),
+        ([Extent(0, 512, Routing.all(Mirror((0, 2), 512)))], "not 1 to 255 that were added one after the other"),
+        ([Extent(0, 512, Routing.all(Mirror((0, 1), 512, -512)))], "begins before the start of a file"),
         ([Extent(0, 512, Routing.all(Stripe((0, 1), 1536)))], "chunk of 1536 bytes is not a power of two"),
         ([Extent(0, 512, Routing.all(Stripe((0, 1), 256)))], "chunk of 256 bytes"),
     ],

@@ -128,7 +128,7 @@ def at_the_same_time(call: Callable[[], None]) -> Counter[str]:
 
 def test_threads_that_answer_one_request(queue: Queue) -> None:
     for _ in range(200):
-        request = Request(queue, (0, 4096, 0, int(Op.READ), 0, 0))
+        request = Request(queue, (0, 4096, 0, int(Op.READ), 0, 0, 0, 0))
         assert at_the_same_time(request.done) == {"": 1, "RuntimeError": 3}
         assert request.answered
 

@@ -1,0 +1,60 @@
+"""The targets that keep what is written: that they do, through file systems, load and the death of their daemon."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ublkpy.life.recover import recover
+
+from . import disk, kernel, load
+from .devices import MIB, Device, Devices
+from .test_filesystem import TREE, checksums
+
+Options = dict[str, Any]
+
+
+def images(scratch: Path, *sizes: int) -> tuple[Path, ...]:
+    return tuple(disk.image(scratch / f"image{n}", size) for n, size in enumerate(sizes))
+
+
+KEEPING: dict[str, Callable[[Path], Options]] = {
+    "stripe": lambda scratch: {"files": images(scratch, *[20 * MIB] * 3), "chunk": 16384},
+    "concat": lambda scratch: {"files": images(scratch, 20 * MIB, 8 * MIB, 32 * MIB)},
+}
+"""Of each target, options for a device of about 60 MiB in a folder."""
+
+
+@pytest.fixture(params=KEEPING)
+def device(request: pytest.FixtureRequest, devices: Devices, scratch: Path) -> Device:
+    return devices.add(request.param, recovery="reissue", queues=2, **KEEPING[request.param](scratch))
+
+
+def test_random_writes(device: Device) -> None:
+    load.verify(device.node, "--rw=randwrite", "--bs=4k-256k", "--ioengine=libaio", "--iodepth=16", "--size=12M")
+
+
+def test_a_tree_of_files(device: Device, scratch: Path) -> None:
+    kernel.run("mkfs.ext4", "-q", "-F", device.node)
+    with kernel.mounted(device.node, scratch / "mnt") as point:
+        shutil.copytree(TREE, point / "tree", ignore=shutil.ignore_patterns("__pycache__"))
+    kernel.run("fsck.ext4", "-fn", device.node)
+    with kernel.mounted(device.node, scratch / "mnt", "-o", "ro") as point:
+        assert checksums(point / "tree") == checksums(TREE)
+
+
+def test_what_was_flushed_outlives_the_daemon(device: Device) -> None:
+    data = disk.pattern(24 * MIB)
+    for at in range(0, len(data), MIB):
+        disk.write(device.node, at, data[at : at + MIB])
+    disk.flush(device.node)
+    device.kill_daemon()
+    recover(device.id)
+    for at in range(0, len(data), MIB):
+        assert disk.read(device.node, at, MIB) == data[at : at + MIB]
+    disk.write(device.node, 0, data[MIB : 2 * MIB])
+    assert disk.read(device.node, 0, MIB) == data[MIB : 2 * MIB]

@@ -1,0 +1,69 @@
+"""concat: several files or block devices one after the other, natively."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+
+from ublkpy.errors import UblkError
+from ublkpy.tgt.base import Geometry, Target
+from ublkpy.tgt.legs import Legs
+from ublkpy.tgt.options import option
+from ublkpy.uring.map import Extent, File, Map, Routing, Sync
+
+
+class ConcatTarget(Target):
+    """Several files or block devices, one after the other."""
+
+    name = "concat"
+    files: tuple[Path, ...] = option(
+        ..., "-f", "--file", help="backing files or block devices, in their order; repeatable", minimum=1
+    )
+    direct: bool | None = option(
+        None,
+        help="O_DIRECT or an error; default: O_DIRECT where a file allows it",
+        off_flags=("--buffered_io", "--buffered-io"),
+    )
+
+    def open(self) -> Geometry:
+        self._legs = Legs(self.files, self.disk, direct=self.direct)
+        try:
+            self._check_blocks()
+            return self._legs.geometry(sum(self._legs.sizes))
+        except BaseException:
+            self.close()
+            raise
+
+    def map(self, size: int) -> Map:
+        found = Map(size)
+        files, sizes = self._legs.add_to(found), self._legs.sizes
+        starts = accumulate(sizes, initial=0)
+        found.replace(
+            [
+                Extent(start, length, Routing.all(File(file)))
+                for file, start, length in zip(files, starts, sizes, strict=False)
+            ],
+            Sync(files),
+        )
+        return found
+
+    def close(self) -> None:
+        self._legs.close()
+
+    def backing(self) -> str:
+        return self._legs.backing()
+
+    def status(self) -> dict[str, object]:
+        return self._legs.status()
+
+    def _check_blocks(self) -> None:
+        """No block may lie in two files."""
+        block = self.block_size(self._legs.block)
+        for path, backing, size in zip(self.files, self._legs.backings, self._legs.sizes, strict=True):
+            if size % block:
+                raise UblkError(
+                    f"size {size} of {path} is not a multiple of the block size {block}",
+                    "take a partition that is"
+                    if backing.is_block_device
+                    else f"grow the file with: truncate -s {-(-size // block) * block} {path}",
+                )

@@ -1,0 +1,74 @@
+"""stripe: chunks in turns over several files or block devices (RAID 0), natively."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ublkpy.errors import UblkError
+from ublkpy.tgt.base import Geometry, Target
+from ublkpy.tgt.legs import Legs
+from ublkpy.tgt.options import Size, exact_size, option
+from ublkpy.uring.map import Extent, Map, Routing, Stripe, Sync
+
+
+class StripeTarget(Target):
+    """Chunks in turns over several files or block devices: RAID 0."""
+
+    name = "stripe"
+    files: tuple[Path, ...] = option(
+        ..., "-f", "--file", help="backing files or block devices, in their order; repeatable", minimum=2
+    )
+    chunk: Size = option(
+        "64k",
+        "--chunk_size",
+        help="bytes in one file before it is the next one's turn",
+        minimum=4096,
+        maximum=1 << 20,
+        power_of_two=True,
+    )
+    direct: bool | None = option(
+        None,
+        help="O_DIRECT or an error; default: O_DIRECT where a file allows it",
+        off_flags=("--buffered_io", "--buffered-io"),
+    )
+
+    def open(self) -> Geometry:
+        self._legs = Legs(self.files, self.disk, direct=self.direct, unit=self.chunk)
+        try:
+            return self._measure()
+        except BaseException:
+            self.close()
+            raise
+
+    def map(self, size: int) -> Map:
+        found = Map(size)
+        files = self._legs.add_to(found)
+        found.replace([Extent(0, size, Routing.all(Stripe(files, self.chunk)))], Sync(files))
+        return found
+
+    def close(self) -> None:
+        self._legs.close()
+
+    def backing(self) -> str:
+        return self._legs.backing()
+
+    def status(self) -> dict[str, object]:
+        return {**self._legs.status(), "chunk": self.chunk}
+
+    def _measure(self) -> Geometry:
+        size = min(self._legs.sizes)
+        for path, own in zip(self.files, self._legs.sizes, strict=True):
+            if own != size:
+                raise UblkError(
+                    f"{path} has room for {exact_size(own)} in whole chunks, and another file for {exact_size(size)}:"
+                    " those of a stripe are of one size",
+                    f"truncate -s {size} {path}, or take a partition of that size",
+                )
+        if not size:
+            raise UblkError(f"the files are smaller than a chunk, {exact_size(self.chunk)}", "lower it with --chunk")
+        count = len(self.files)
+        found = self._legs.geometry(size * count)
+        # As far as a power of two can say it.
+        width = self.chunk * (count & -count)
+        return replace(found, io_min=max(found.io_min, self.chunk), io_opt=max(found.io_opt, width))
