@@ -35,6 +35,7 @@ from ublkpy.cli_options import (
 from ublkpy.cli_target import target_group
 from ublkpy.device import Device
 from ublkpy.errors import ConfigError, ExitCode, NoDeviceError, UblkError
+from ublkpy.tgt.base import Progress
 from ublkpy.uring.mode import MODES
 
 log = logging.getLogger(__name__)
@@ -400,6 +401,24 @@ def quiesce(dev_id: int) -> None:
 def resize(dev_id: int, size: int, force: bool) -> None:
     """Give a device another SIZE, and its backing where that can."""
     Device(dev_id).resize(size, force=force)
+
+
+@cli.command()
+@id_option
+@click.option("--force", is_flag=True, help="also onto files that hold something else, which is lost")
+def resync(dev_id: int, force: bool) -> None:
+    """Bring back legs of a mirror that had failed, while it is used.
+
+    The daemon does it: to interrupt this command interrupts the waiting alone, and it can be given again.
+    """
+    with click.progressbar(length=1, label="copying", file=sys.stderr) as bar:
+
+        def tell(progress: Progress) -> None:
+            bar.length = max(1, progress.total)
+            bar.update(progress.done - bar.pos)
+
+        Device(dev_id).resync(force=force, tell=tell)
+        bar.update((bar.length or 0) - bar.pos)
 
 
 @cli.command("set-affinity")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ublkpy.config import DeviceConfig
     from ublkpy.driver.inspect import DeviceStatus
     from ublkpy.life.within import Session
-    from ublkpy.tgt.base import Target
+    from ublkpy.tgt.base import Progress, Target
     from ublkpy.uring.uapi import ParamGroups
 
 _log = logging.getLogger(__name__)
@@ -263,6 +263,14 @@ class Device:
         from ublkpy.life.resize import resize
 
         resize(self.dev_id, size, force=force)
+
+    def resync(self, *, force: bool = False, tell: Callable[[Progress], None] = lambda _: None) -> None:
+        """Bring back legs of a mirror that had failed, and wait until they are in sync; ``force``: also onto files that
+        hold something else. ``tell`` hears now and then how far it is. UblkError if it is given up.
+        """
+        from ublkpy.life.resync import resync
+
+        resync(self.dev_id, force=force, tell=tell)
 
     def set_affinity(self, q_id: int, cpus: Collection[int]) -> None:
         """Have the threads of a queue run on these CPUs, for as long as the daemon lives."""

@@ -25,6 +25,7 @@ def images(scratch: Path, *sizes: int) -> tuple[Path, ...]:
 KEEPING: dict[str, Callable[[Path], Options]] = {
     "stripe": lambda scratch: {"files": images(scratch, *[20 * MIB] * 3), "chunk": 16384},
     "concat": lambda scratch: {"files": images(scratch, 20 * MIB, 8 * MIB, 32 * MIB)},
+    "mirror": lambda scratch: {"files": images(scratch, 61 * MIB, 64 * MIB)},
 }
 """Of each target, options for a device of about 60 MiB in a folder."""
 

@@ -25,8 +25,8 @@ from ublkpy.tgt import load
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 
-COMMANDS = ["add", "del", "list", "recover", "upgrade", "stop", "start", "quiesce", "resize", "set-affinity"]
-COMMANDS += ["params", "features", "target", "udev", "check", "help"]
+COMMANDS = ["add", "del", "list", "recover", "upgrade", "stop", "start", "quiesce", "resize", "resync"]
+COMMANDS += ["set-affinity", "params", "features", "target", "udev", "check", "help"]
 
 no_driver = pytest.mark.skipif(CONTROL.exists(), reason=f"{CONTROL} exists: nothing to be said about its absence")
 
@@ -661,7 +661,7 @@ def complete(typed: str) -> tuple[list[str], str]:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("ublk re", ["recover", "resize"]),
+        ("ublk re", ["recover", "resize", "resync"]),
         ("ublk add -t ", tgt.names()),
         ("ublk add -t l", ["loop"]),
         ("ublk help -t ", tgt.names()),

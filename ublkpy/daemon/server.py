@@ -36,7 +36,7 @@ from dataclasses import replace
 from inspect import iscoroutinefunction
 from typing import Any
 
-from ublkpy.daemon import cdev, resize
+from ublkpy.daemon import cdev, resize, resync
 from ublkpy.daemon.channel import KEEP, UPGRADE, Channel, Orders
 from ublkpy.daemon.ending import DEADLINE as HELPER_DEADLINE
 from ublkpy.daemon.ending import Ending
@@ -96,6 +96,7 @@ class Server:
         self._host = host or Daemon()
         self._is_cut = False
         self._is_open = True  # the target
+        self._is_serving = self._has_changed = False
         # Signals and threads that end write a byte here and so wake the main thread.
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
@@ -208,7 +209,9 @@ class Server:
         manager = self._manager
         _log.info("serving /dev/ublkb%d", info.dev_id)
         asked = told_to_end = False
+        self._is_serving = True
         while any(worker.serving for worker in self._workers):
+            self._check_change()
             again = manager and self._refused
             timeout = _RETRY if again else min(PERIOD, manager.period or PERIOD)
             asked = self._woken(timeout) or asked  # also what is said while the helper runs
@@ -251,7 +254,7 @@ class Server:
     def _bring_up(self, control: Control, info: DevInfo, mode: Mode) -> None:
         """Open the character device, start the queues, write the state file."""
         cdev.open_cdev(info.dev_id, self._take_cdev)
-        handlers.start(self._plan.config.target, self.end)
+        handlers.start(self._plan.config.target, self.end, self._note_change)
         self._started = True
         self._map = handlers.make_map(self._plan.config.target, self._plan.geometry.size)
         options = self._plan.config.device
@@ -292,18 +295,18 @@ class Server:
             mode=mode.name,
             queues=sorted((worker.state() for worker in self._workers), key=lambda thread: thread.q_id),
             config=config.dump(),
-            target={
-                "name": target.name,
-                "type": 0,
-                "dev_size": self._plan.geometry.size,
-                **handlers.status(target),
-            },
+            target=self._described(self._plan.geometry.size),
             backing=handlers.backing(target),
             within=self._host.within,
         )
         self._save_buffers(self._plan.stale_buffers)
         self._pulse = Pulse(info.dev_id, self.is_waiting)
-        orders: Orders = {"resize": self._resize, "service": self._manager.to_dict, "pulse": self._pulse.to_dict}
+        orders: Orders = {
+            "resize": self._resize,
+            "service": self._manager.to_dict,
+            "pulse": self._pulse.to_dict,
+            **resync.orders(target),
+        }
         self._channel = Channel(info.dev_id, orders)
 
     def _take_cdev(self, fd: int) -> None:
@@ -312,6 +315,23 @@ class Server:
     def _save_buffers(self, indices: Sequence[int]) -> None:
         """Write the state file, with the shared buffers that the driver knows. Raises UblkError."""
         self._save(shmem=list(indices))
+
+    def _described(self, size: int) -> dict[str, Any]:
+        """The target, in ublksrv's terms."""
+        target = self._plan.config.target
+        return {"name": target.name, "type": 0, "dev_size": size, **handlers.status(target)}
+
+    def _note_change(self) -> None:
+        """Of the target: it is told otherwise from now on. Any thread."""
+        self._has_changed = True
+        if self._is_serving:  # before that, it would end the wait for START_DEV
+            self._wake()
+
+    def _check_change(self) -> None:
+        if self._has_changed:
+            self._has_changed = False
+            target, size = self._plan.config.target, self._state.target["dev_size"]
+            self._save(target=self._described(size), backing=handlers.backing(target))
 
     def _save(self, **changes: Any) -> None:
         with self._saving:  # main thread, and that of shared memory
@@ -507,7 +527,7 @@ class Server:
             self._htlb.close()
             self._htlb = None
         if self._started:
-            handlers.stop(self._plan.config.target)
+            handlers.stop(self._plan.config.target, was_cut=cut_off)
             self._started = False
         if self._is_open:
             self._plan.config.target.close()

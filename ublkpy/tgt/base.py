@@ -100,6 +100,20 @@ class Geometry:
     """Those of a zoned disk, which needs the methods for zones."""
 
 
+@dataclass
+class Progress:
+    """How far something is that a daemon does while its device is used (``Target.progress``)."""
+
+    total: int
+    """Bytes."""
+    done: int = 0
+    """Bytes of them."""
+    error: str = ""
+    """Why it was given up."""
+    is_over: bool = False
+    """Whether it has come to its end, this way or that."""
+
+
 Later = Awaitable[None] | None
 """What a method of a target returns: None when it is done, or, from an ``async def``, what is awaited for that."""
 
@@ -145,6 +159,9 @@ class Target(Configurable, ABC):
         """
         said = (getattr(self, name) for name, opt in self.options.items() if opt.kind.is_path)
         return [path for value in said if value for path in (value if isinstance(value, tuple) else (value,))]
+
+    was_cut: bool = False
+    """In ``stop``: whether requests were given up without an answer, which may yet write to its files."""
 
     @property
     def has_metadata(self) -> bool:
@@ -197,6 +214,19 @@ class Target(Configurable, ABC):
         more. Raises UblkError, as here, where a device of this target has to stay as it is.
         """
         raise UblkError(f"a device of target {self.name} keeps its size", "delete it, and add it anew")
+
+    def resync(self, *, force: bool) -> None:
+        """Begin to bring back what had failed; ``progress`` says what becomes of it. ``force``: whatever is lost by
+        that.
+
+        Runs in the daemon's main thread, and returns at once. Raises UblkError, as here, where there is nothing that
+        could be brought back.
+        """
+        raise UblkError(f"a device of target {self.name} has no legs to bring back", "ublk resync is for mirrors")
+
+    def progress(self) -> Progress | None:
+        """How far ``resync`` is; None if there was none. Runs in the daemon's main thread."""
+        return None
 
     def start_thread(self) -> None:
         """Begin what belongs to one thread, such as a connection to a database.
@@ -337,6 +367,14 @@ class Target(Configurable, ABC):
         raise OSError(errno.EIO, f"the map of {self.name} asks for what it cannot answer")
 
     _end_device: Callable[[], None] | None = None  # once there is one
+    _tell_changed: Callable[[], None] | None = None
+
+    def tell_changed(self) -> None:
+        """Have ``backing`` and ``status`` asked again, for ``ublk list``. Any thread; before ``start``, and after
+        ``stop``, nothing.
+        """
+        if self._tell_changed:
+            self._tell_changed()
 
     def end_device(self) -> None:
         """Have its device deleted, as ``kill`` of the daemon would: not while it is mounted or held. Any thread, from

@@ -28,15 +28,16 @@ class ConcatTarget(Target):
     def open(self) -> Geometry:
         self._legs = Legs(self.files, self.disk, direct=self.direct)
         try:
-            self._check_blocks()
-            return self._legs.geometry(sum(self._legs.sizes))
+            found = self._legs.geometry(sum(leg.size for leg in self._legs))
+            self._check_blocks(self.block_size(found.logical_block))
+            return found
         except BaseException:
             self.close()
             raise
 
     def map(self, size: int) -> Map:
         found = Map(size)
-        files, sizes = self._legs.add_to(found), self._legs.sizes
+        files, sizes = self._legs.add_to(found), [leg.size for leg in self._legs]
         starts = accumulate(sizes, initial=0)
         found.replace(
             [
@@ -56,14 +57,13 @@ class ConcatTarget(Target):
     def status(self) -> dict[str, object]:
         return self._legs.status()
 
-    def _check_blocks(self) -> None:
+    def _check_blocks(self, block: int) -> None:
         """No block may lie in two files."""
-        block = self.block_size(self._legs.block)
-        for path, backing, size in zip(self.files, self._legs.backings, self._legs.sizes, strict=True):
-            if size % block:
+        for leg in self._legs:
+            if leg.size % block:
                 raise UblkError(
-                    f"size {size} of {path} is not a multiple of the block size {block}",
+                    f"size {leg.size} of {leg.path} is not a multiple of the block size {block}",
                     "take a partition that is"
-                    if backing.is_block_device
-                    else f"grow the file with: truncate -s {-(-size // block) * block} {path}",
+                    if leg.backing.is_block_device
+                    else f"grow the file with: truncate -s {-(-leg.size // block) * block} {leg.path}",
                 )

@@ -195,9 +195,9 @@ def open_target(target: Target) -> Geometry:
         return found
 
 
-def start(target: Target, end_device: Callable[[], None]) -> None:
+def start(target: Target, end_device: Callable[[], None], tell_changed: Callable[[], None]) -> None:
     """``Target.start``; an ``async`` one runs on the loops of the queues. Raises UblkError."""
-    target._end_device = end_device
+    target._end_device, target._tell_changed, target.was_cut = end_device, tell_changed, False
     if not inspect.iscoroutinefunction(target.start):
         with told(target, "start"):
             target.start()
@@ -229,8 +229,9 @@ def status(target: Target) -> dict[str, object]:
         return found
 
 
-def stop(target: Target) -> None:
+def stop(target: Target, *, was_cut: bool) -> None:
     """``Target.stop``, which must not keep a daemon from its end."""
+    target._tell_changed, target.was_cut = None, was_cut
     if not inspect.iscoroutinefunction(target.stop):
         _end(target, target.stop)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ublkpy.errors import ConfigError
@@ -11,6 +14,56 @@ from ublkpy.tgt.backing import Backing, Limits
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.uring.map import Map
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One that is open. Owns its file until ``close``."""
+
+    path: Path
+    backing: Backing
+    limits: Limits
+    size: int
+    """The bytes of it that are used."""
+
+    @classmethod
+    def open(cls, path: Path, disk: DiskOptions, *, direct: bool | None, unit: int = 1) -> Leg:
+        """As ``Legs`` opens each."""
+        backing = Backing(path, read_only=disk.read_only, direct=direct, durable=is_durable(disk))
+        try:
+            backing.check_content()
+            size = backing.end - backing.end % unit
+            limits = backing.limits()
+            backing.settle_direct(limits, disk.logical_block_size, size, demanded=direct is True)
+            backing.check_space()
+        except BaseException:
+            backing.close()
+            raise
+        return cls(path, backing, limits, size)
+
+    @property
+    def block(self) -> int:
+        """The smallest unit, in bytes, in which it is read and written."""
+        return self.limits.direct_block if self.backing.direct else self.limits.logical_block
+
+    def add_to(self, target_map: Map) -> int:
+        """Its number as a file of a map."""
+        backing = self.backing
+        return target_map.add_file(backing.fd, is_block_device=backing.is_block_device, in_memory=backing.in_memory)
+
+    def is_current(self) -> bool:
+        """Whether that file is still what the path leads to, and can be read."""
+        try:
+            now, opened = self.path.stat(), os.fstat(self.backing.fd)
+            with mmap.mmap(-1, 4096) as buffer, memoryview(buffer) as view:
+                os.preadv(self.backing.fd, [view], 0)
+        except OSError:
+            return False
+        return (now.st_dev, now.st_ino, now.st_rdev) == (opened.st_dev, opened.st_ino, opened.st_rdev)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.backing.close()
 
 
 class Legs:
@@ -21,89 +74,71 @@ class Legs:
     blocks the device is to have. Raises UblkError; nothing is open then.
     """
 
-    sizes: list[int]
-    """How many bytes of each are used."""
-
     def __init__(self, paths: Sequence[Path], disk: DiskOptions, *, direct: bool | None, unit: int = 1) -> None:
-        _check_different(paths)
-        self.paths = paths
-        self.backings: list[Backing] = []
-        self.sizes = []
-        self._limits: list[Limits] = []
+        check_different(paths)
+        self._legs: list[Leg] = []
         self._disk = disk
         try:
             for path in paths:
-                self._open(path, direct, unit)
+                self._legs.append(Leg.open(path, disk, direct=direct, unit=unit))
         except BaseException:
             self.close()
             raise
 
+    def __iter__(self) -> Iterator[Leg]:
+        return iter(self._legs)
+
     def close(self) -> None:
         """Close them all."""
-        for backing in self.backings:
-            backing.close()
-
-    @property
-    def block(self) -> int:
-        """The bytes of a block that suits all of them."""
-        return max(
-            limits.direct_block if backing.direct else limits.logical_block
-            for backing, limits in zip(self.backings, self._limits, strict=True)
-        )
+        for leg in self._legs:
+            leg.close()
 
     def geometry(self, size: int) -> Geometry:
-        """A disk of ``size`` bytes that all of them are behind: it can do what each of them can."""
-        every = self._limits
-        discards = all(limits.discard_granularity for limits in every)
-        return Geometry(
-            size=size,
-            logical_block=self.block,
-            physical_block=max(limits.physical_block for limits in every),
-            io_min=max(limits.io_min for limits in every),
-            io_opt=max(limits.io_opt for limits in every),
-            rotational=any(limits.rotational for limits in every),
-            write_cache=not self._durable,
-            discard_granularity=max(limits.discard_granularity for limits in every) if discards else 0,
-            max_discard_bytes=min(limits.max_discard_bytes for limits in every),
-            # Of fallocate() nobody promises that it is durable when it is done.
-            max_write_zeroes_bytes=0 if self._durable else min(limits.max_write_zeroes_bytes for limits in every),
-        )
+        """A disk of ``size`` bytes that they are behind."""
+        return geometry(self._legs, self._disk, size)
 
     def add_to(self, target_map: Map) -> tuple[int, ...]:
         """Their numbers as files of a map, one after the other."""
-        return tuple(
-            target_map.add_file(backing.fd, is_block_device=backing.is_block_device, in_memory=backing.in_memory)
-            for backing in self.backings
-        )
+        return tuple(leg.add_to(target_map) for leg in self._legs)
 
     def backing(self) -> str:
         """All of them, for ``Target.backing``."""
-        return ", ".join(map(str, self.paths))
+        return ", ".join(str(leg.path) for leg in self._legs)
 
     def status(self) -> dict[str, object]:
         """What ``Target.status`` shows of them."""
         return {
-            "files": [str(path) for path in self.paths],
-            "direct_io": [int(backing.direct) for backing in self.backings],
+            "files": [str(leg.path) for leg in self._legs],
+            "direct_io": [int(leg.backing.direct) for leg in self._legs],
         }
 
-    @property
-    def _durable(self) -> bool:
-        return self._disk.write_cache is False  # nobody asks for a flush then
 
-    def _open(self, path: Path, direct: bool | None, unit: int) -> None:
-        backing = Backing(path, read_only=self._disk.read_only, direct=direct, durable=self._durable)
-        self.backings.append(backing)
-        backing.check_content()
-        size = backing.end - backing.end % unit
-        limits = backing.limits()
-        backing.settle_direct(limits, self._disk.logical_block_size, size, demanded=direct is True)
-        backing.check_space()
-        self.sizes.append(size)
-        self._limits.append(limits)
+def is_durable(disk: DiskOptions) -> bool:
+    """Whether each write has to be durable when it is done: nobody asks for a flush then."""
+    return disk.write_cache is False
 
 
-def _check_different(paths: Sequence[Path]) -> None:
+def geometry(legs: Sequence[Leg], disk: DiskOptions, size: int) -> Geometry:
+    """A disk of ``size`` bytes with all of these behind it: it can do what each of them can."""
+    every = [leg.limits for leg in legs]
+    discards = all(limits.discard_granularity for limits in every)
+    durable = is_durable(disk)
+    return Geometry(
+        size=size,
+        logical_block=max(leg.block for leg in legs),
+        physical_block=max(limits.physical_block for limits in every),
+        io_min=max(limits.io_min for limits in every),
+        io_opt=max(limits.io_opt for limits in every),
+        rotational=any(limits.rotational for limits in every),
+        write_cache=not durable,
+        discard_granularity=max(limits.discard_granularity for limits in every) if discards else 0,
+        max_discard_bytes=min(limits.max_discard_bytes for limits in every),
+        # Of fallocate() nobody promises that it is durable when it is done.
+        max_write_zeroes_bytes=0 if durable else min(limits.max_write_zeroes_bytes for limits in every),
+    )
+
+
+def check_different(paths: Sequence[Path]) -> None:
     """ConfigError for one that is there twice, by whatever names: each would overwrite the other."""
     seen: dict[tuple[bool, int, int], Path] = {}
     for path in paths:

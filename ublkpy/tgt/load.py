@@ -39,6 +39,7 @@ BUILT_IN = {
     "concat": "ublkpy.tgt.concat:ConcatTarget",
     "full": "ublkpy.tgt.full:FullTarget",
     "loop": "ublkpy.tgt.loop:LoopTarget",
+    "mirror": "ublkpy.tgt.mirror:MirrorTarget",
     "nbdkit-python": "ublkpy.tgt.nbdkit_python:NbdkitPythonTarget",
     "null": "ublkpy.tgt.null:NullTarget",
     "pattern": "ublkpy.tgt.pattern:PatternTarget",

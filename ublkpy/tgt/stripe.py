@@ -57,13 +57,13 @@ class StripeTarget(Target):
         return {**self._legs.status(), "chunk": self.chunk}
 
     def _measure(self) -> Geometry:
-        size = min(self._legs.sizes)
-        for path, own in zip(self.files, self._legs.sizes, strict=True):
-            if own != size:
+        size = min(leg.size for leg in self._legs)
+        for leg in self._legs:
+            if leg.size != size:
                 raise UblkError(
-                    f"{path} has room for {exact_size(own)} in whole chunks, and another file for {exact_size(size)}:"
-                    " those of a stripe are of one size",
-                    f"truncate -s {size} {path}, or take a partition of that size",
+                    f"{leg.path} has room for {exact_size(leg.size)} in whole chunks, and another file for"
+                    f" {exact_size(size)}: those of a stripe are of one size",
+                    f"truncate -s {size} {leg.path}, or take a partition of that size",
                 )
         if not size:
             raise UblkError(f"the files are smaller than a chunk, {exact_size(self.chunk)}", "lower it with --chunk")

@@ -1,0 +1,252 @@
+"""Which files make a mirror, and which do not: opened, and without a device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ublkpy.errors import ConfigError, UblkError
+from ublkpy.tgt import backing, mirror_label
+from ublkpy.tgt.base import Geometry
+from ublkpy.tgt.disk import DiskOptions
+from ublkpy.tgt.mirror import MirrorTarget
+from ublkpy.tgt.mirror_label import ROOM, Label
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for those who hold a file: here they hold it until they are told."""
+    monkeypatch.setattr(backing, "_RELEASE", 0.0)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, ...]:
+    return blank(tmp_path, "a", "b")
+
+
+def blank(folder: Path, *names: str, size: int = 8 * MIB) -> tuple[Path, ...]:
+    found = tuple(folder / name for name in names)
+    for file in found:
+        file.touch()
+        os.truncate(file, size)
+    return found
+
+
+@contextmanager
+def opened(
+    files: tuple[Path, ...], *, read_only: bool = False, **options: Any
+) -> Iterator[tuple[MirrorTarget, Geometry]]:
+    target = MirrorTarget({"files": files, **options})
+    target.disk = DiskOptions({"read_only": read_only})
+    found = target.open()
+    try:
+        yield target, found
+    finally:
+        target.close()
+
+
+def serve(files: tuple[Path, ...], **options: Any) -> None:
+    """A device of it, for a moment."""
+    with opened(files, **options) as (target, found):
+        made = target.map(found.size)
+        target.stop()
+        made.close()
+
+
+def refused(files: tuple[Path, ...], **options: Any) -> UblkError:
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(UblkError) as caught, opened(files, **options):
+        pass
+    assert set(Path("/proc/self/fd").iterdir()) == before
+    return caught.value
+
+
+def label_of(file: Path) -> Label:
+    with file.open("rb") as leg:
+        found = mirror_label.read(leg.fileno(), file.stat().st_size)
+    assert found
+    return found
+
+
+def relabel(file: Path, **changes: object) -> None:
+    """Write another label, later than the one that is there."""
+    label = label_of(file)
+    with file.open("r+b") as leg:
+        changed = replace(label, **{"event": label.event + 1, **changes})  # type: ignore[arg-type]
+        mirror_label.write(leg.fileno(), file.stat().st_size, changed)
+
+
+def test_blank_files_are_alike(files: tuple[Path, ...]) -> None:
+    with opened(files) as (target, found):
+        assert found.size == 8 * MIB - ROOM
+        assert target.status()["legs"] == ["in sync", "in sync"]
+        assert target.backing() == f"{files[0]}, {files[1]}"
+    assert all(file.stat().st_blocks == 0 for file in files), "opening writes nothing"
+    serve(files)
+    first, second = map(label_of, files)
+    assert first.of(1) == second
+    assert (first.in_sync, first.event > 0, any(first.dirty)) == ((True, True), True, False)
+
+
+def test_the_smallest_leg_counts(tmp_path: Path) -> None:
+    (large,) = blank(tmp_path, "large", size=20 * MIB + 777)
+    with opened((large, *blank(tmp_path, "small"))) as (_, found):
+        assert found.size == 8 * MIB - ROOM
+
+
+def test_files_with_data_are_not_overwritten_unless_that_is_said(files: tuple[Path, ...]) -> None:
+    files[1].write_bytes(b"x" * 8 * MIB)
+    error = refused(files)
+    assert error.message == f"{files[1]} is not blank, and no leg of a mirror yet"
+    assert "--create" in error.hint
+    with opened(files, create=True) as (target, _):
+        assert target.status()["legs"] == ["in sync", "in sync"]
+        assert all(target._assembly.label.dirty), "all of it is to be copied"
+
+
+def test_the_same_file_twice(files: tuple[Path, ...]) -> None:
+    link = files[0].with_name("link")
+    link.symlink_to(files[0])
+    assert isinstance(refused((files[0], link)), ConfigError)
+
+
+@pytest.mark.parametrize("options", [{}, {"degraded": True}])
+def test_a_missing_leg_of_a_new_one(files: tuple[Path, ...], options: dict[str, object]) -> None:
+    assert refused((*files, files[0].with_name("none")), **options).message.endswith("/none does not exist")
+
+
+def test_a_leg_too_small_for_a_label(tmp_path: Path) -> None:
+    small = blank(tmp_path, "a", "b", size=ROOM)
+    assert refused(small).message == f"{small[0]} is too small for a leg of a mirror, whose label takes 64K"
+
+
+def test_order_does_not_matter(files: tuple[Path, ...]) -> None:
+    serve(files)
+    with opened(files[::-1]) as (target, _):
+        assert [member.path for member in target._assembly.members] == list(files)
+
+
+def test_a_missing_leg(files: tuple[Path, ...]) -> None:
+    serve(files)
+    files[1].unlink()
+    error = refused(files)
+    assert error.message.startswith(f"a leg of the mirror is missing, which had all data when {files[0]} saw it last")
+    assert "--degraded" in error.hint
+    with opened(files, degraded=True) as (target, _):
+        assert target.status()["legs"] == ["in sync", "out of sync"]
+    serve(files, degraded=True)
+    with opened(files) as (target, _):  # once it is known, it need not be said again
+        assert target.status()["legs"] == ["in sync", "out of sync"]
+
+
+def test_a_blank_file_in_the_place_of_a_leg(files: tuple[Path, ...]) -> None:
+    serve(files)
+    files[0].unlink()
+    blank(files[0].parent, "a")
+    assert "its file has no label" in refused(files).message
+    with opened(files, degraded=True) as (target, _):
+        assert target.status()["legs"] == ["out of sync", "in sync"]
+
+
+def test_a_file_with_data_in_the_place_of_a_leg(files: tuple[Path, ...]) -> None:
+    serve(files)
+    files[0].write_bytes(b"x" * 8 * MIB)
+    assert refused(files, degraded=True).message == f"{files[0]} is not blank, and no leg of this mirror"
+    with opened(files, degraded=True, create=True):
+        pass
+
+
+def test_a_small_file_in_the_place_of_a_leg(files: tuple[Path, ...]) -> None:
+    serve(files)
+    files[0].unlink()
+    blank(files[0].parent, "a", size=4 * MIB)
+    error = refused(files, degraded=True)
+    assert "too little for the 7.93M" in error.message
+    assert error.hint == f"truncate -s {8 * MIB} {files[0]}"
+
+
+def test_a_leg_of_another_mirror(files: tuple[Path, ...], tmp_path: Path) -> None:
+    serve(files)
+    others = blank(tmp_path, "c", "d")
+    serve(others)
+    relabel(others[0], event=1)  # so that the other one is the newest
+    with files[0].open("r+b") as file:
+        file.write(b"data")
+    relabel(files[1], event=90)
+    hint = refused((others[0], files[1])).hint
+    assert f"of={others[0]}" in hint
+    before = files[1].read_bytes()
+    assert os.system(f"{hint.partition(': ')[2]} 2>/dev/null") == 0
+    with others[0].open("rb") as file:
+        assert mirror_label.read(file.fileno(), 8 * MIB) is None
+    assert others[0].stat().st_size == 8 * MIB
+    assert files[1].read_bytes() == before
+
+
+def test_another_number_of_legs(files: tuple[Path, ...], tmp_path: Path) -> None:
+    serve(files)
+    assert "is of a mirror of 2 legs, not 3" in refused((*files, *blank(tmp_path, "c"))).message
+
+
+def test_a_copy_of_a_leg(files: tuple[Path, ...], tmp_path: Path) -> None:
+    serve(files)
+    shutil.copy(files[0], tmp_path / "copy")
+    assert "are copies of one leg" in refused((files[0], tmp_path / "copy")).message
+
+
+def test_legs_that_were_used_apart(files: tuple[Path, ...]) -> None:
+    serve(files)
+    kept = files[0].read_bytes(), files[1].read_bytes()
+    files[1].unlink()
+    serve(files, degraded=True)
+    first = files[0].read_bytes()
+    files[0].unlink()
+    files[1].write_bytes(kept[1])
+    serve(files, degraded=True)
+    files[0].write_bytes(first)
+    error = refused(files)
+    assert "have been used apart, and each has data that the other has not" in error.message
+    assert f"of={files[0]}" in error.hint
+    assert f"of={files[1]}" in error.hint
+
+
+def test_a_leg_that_was_dropped_and_is_older(files: tuple[Path, ...]) -> None:
+    serve(files)
+    old = files[1].read_bytes()
+    files[1].unlink()
+    serve(files, degraded=True)
+    files[1].write_bytes(old)
+    with opened(files) as (target, _):
+        assert target.status()["legs"] == ["in sync", "out of sync"]
+
+
+def test_a_crash_between_two_labels(files: tuple[Path, ...]) -> None:
+    """The newer one counts, and its owner says who is in sync."""
+    serve(files)
+    dirty = bytearray(label_of(files[0]).dirty)
+    dirty[3] = 1
+    relabel(files[0], dirty=bytes(dirty))
+    with opened(files) as (target, _):
+        assert target.status()["legs"] == ["in sync", "in sync"]
+        assert target._assembly.label.dirty == bytes(dirty)
+
+
+def test_read_only_changes_nothing(files: tuple[Path, ...]) -> None:
+    serve(files)
+    before = [file.read_bytes() for file in files]
+    with opened(files, read_only=True) as (target, found):
+        made = target.map(found.size)
+        with pytest.raises(UblkError, match="read-only"):
+            target.resync(force=False)
+        target.stop()
+        made.close()
+    assert [file.read_bytes() for file in files] == before

@@ -1,0 +1,36 @@
+"""``ublk resync``: have the daemon bring back what a device had to go on without, and see how far it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ublkpy.daemon.channel import ask
+from ublkpy.driver import inspect
+from ublkpy.errors import UblkError
+from ublkpy.tgt.base import Progress
+from ublkpy.uring.uapi import State
+
+_ANSWER = 30.0
+_PERIOD = 0.2
+
+
+def resync(dev_id: int, *, force: bool = False, tell: Callable[[Progress], None] = lambda _: None) -> None:
+    """Begin, or join one that is under way, and wait for its end; ``tell`` is called now and then.
+
+    Who interrupts it, interrupts the waiting alone. Raises UblkError.
+    """
+    device = inspect.status(dev_id)
+    if not device.known:
+        raise UblkError(f"device {dev_id} is served by another program", "use the tool that added it")
+    if device.info.state != State.LIVE or device.pid is None:
+        raise UblkError(f"device {dev_id} is {device.info.state.name}, and nobody serves it", device.advice)
+    ask(dev_id, "resync", _ANSWER, force=force)
+    while found := ask(dev_id, "progress", _ANSWER):
+        progress = Progress(**found)
+        tell(progress)
+        if progress.error:
+            raise UblkError(f"device {dev_id} is not in sync: {progress.error}", "ublk list, and its log, may say more")
+        if progress.is_over:
+            return
+        time.sleep(_PERIOD)
