@@ -178,6 +178,12 @@ def _check(device: DeviceOptions, target: Target) -> None:
             f"define {type(target).__qualname__} there, or do without recovery",
             ["recovery"],
         )
+    if device.recovery != "none" and not target.outlives_daemon:
+        raise ConfigError(
+            f"recovery {device.recovery}: what a disk of target {target.name} has in memory goes with its daemon",
+            "keep it in a folder, or do without recovery",
+            ["recovery"],
+        )
     if device.name is not None and re.fullmatch(r"|[/+-].*|\d+", device.name):
         raise ConfigError(
             f"name {device.name!r} could be taken for an id, a path or an option",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from ublkpy.tgt.base import Target
 
 from . import disk, kernel, zoned
 from .devices import MIB, Device, Devices
+from .zones import blkzone, report
 
 ZONE = 4 * MIB
 
@@ -26,18 +26,6 @@ def serve(devices: Devices, target: Target, **options: object) -> Device:
 @pytest.fixture(params=["", "Async", "Blocking"], ids=["plain", "async", "blocking"])
 def device(request: pytest.FixtureRequest, devices: Devices) -> Device:
     return serve(devices, getattr(zoned, request.param + "ZonedRam")())
-
-
-def report(device: Device) -> list[tuple[int, int, str]]:
-    """Of each zone: its start and write pointer in bytes, and its condition as blkzone shows it."""
-    lines = kernel.run("blkzone", "report", device.node).splitlines()
-    pattern = r"start: 0x(\w+), len 0x\w+, cap 0x\w+, wptr 0x(\w+) .*zcond:\s*\d+\((..)\)"
-    found = [re.search(pattern, line) for line in lines]
-    return [(int(m[1], 16) * 512, int(m[2], 16) * 512, m[3]) for m in found if m]
-
-
-def blkzone(device: Device, command: str, zone: int, count: int = 1) -> None:
-    kernel.run("blkzone", command, "-o", str(zone * ZONE // 512), "-l", str(count * ZONE // 512), device.node)
 
 
 def test_the_kernel_sees_its_zones(device: Device) -> None:

@@ -88,7 +88,7 @@ class Backing:
     def close(self) -> None:
         os.close(self.fd)
 
-    def _without_direct(self) -> None:
+    def without_direct(self) -> None:
         """Go on through the page cache."""
         flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
         fcntl.fcntl(self.fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
@@ -128,7 +128,7 @@ class Backing:
             raise self._no_direct(why)
         # A block device's sectors are the same with and without: its blocks are checked later.
         if not self.is_block_device:
-            self._without_direct()
+            self.without_direct()
 
     def check_content(self) -> None:
         """UblkError if there is none."""
@@ -148,23 +148,9 @@ class Backing:
 
     def check_space(self) -> None:
         """A sparse image on a full disk would fail at the first write: refuse it, or warn if space is short."""
-        status, fs = os.fstat(self.fd), os.fstatvfs(self.fd)
-        missing = status.st_size - status.st_blocks * 512
-        free = fs.f_bfree * fs.f_frsize
-        if self.is_block_device or self.read_only or missing <= 0 or fs.f_blocks == 0:
-            return
-        if free < fs.f_bsize:
-            raise UblkError(
-                f"the disk that holds {self.path} is full, and the image still needs {format_size(missing)} of it",
-                "free some space, or serve the image read-only with --read-only",
-            )
-        if free < missing:
-            log.warning(
-                "%s is sparse and may need %s more, but its disk has only %s free: writes can fail",
-                self.path,
-                format_size(missing),
-                format_size(free),
-            )
+        status = os.fstat(self.fd)
+        if not (self.is_block_device or self.read_only):
+            check_free(self.path, status.st_size - status.st_blocks * 512, os.fstatvfs(self.fd))
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -272,6 +258,25 @@ class Backing:
             discard_granularity=read("discard_granularity") or read("logical_block_size"),
             max_discard_bytes=min(read("discard_max_bytes"), MAX_DISCARD_BYTES) if can_discard else 0,
             max_write_zeroes_bytes=MAX_DISCARD_BYTES,
+        )
+
+
+def check_free(path: Path, missing: int, fs: os.statvfs_result) -> None:
+    """A warning where ``path`` needs ``missing`` bytes more than its file system has; UblkError where that has none."""
+    free = fs.f_bfree * fs.f_frsize
+    if missing <= 0 or fs.f_blocks == 0:
+        return
+    if free < fs.f_bsize:
+        raise UblkError(
+            f"the disk that holds {path} is full, and the image still needs {format_size(missing)} of it",
+            "free some space, or serve the image read-only with --read-only",
+        )
+    if free < missing:
+        log.warning(
+            "%s is sparse and may need %s more, but its disk has only %s free: writes can fail",
+            path,
+            format_size(missing),
+            format_size(free),
         )
 
 

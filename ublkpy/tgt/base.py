@@ -168,6 +168,11 @@ class Target(Configurable, ABC):
         """Whether the options ask for metadata with each block (``Geometry.integrity``)."""
         return False
 
+    @property
+    def outlives_daemon(self) -> bool:
+        """Whether what was written to it is there for another daemon: else ``recovery`` is refused."""
+        return True
+
     # -- its life --------------------------------------------------------------------------
 
     @abstractmethod

@@ -45,6 +45,7 @@ BUILT_IN = {
     "pattern": "ublkpy.tgt.pattern:PatternTarget",
     "stripe": "ublkpy.tgt.stripe:StripeTarget",
     "zero": "ublkpy.tgt.zero:ZeroTarget",
+    "zoned": "ublkpy.tgt.zoned:ZonedTarget",
 }
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 

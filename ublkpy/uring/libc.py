@@ -52,6 +52,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     check_libc(lib.fallocate(fd, mode, offset, length), "fallocate")
 
 
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Zeroes that need no space, within the length of the file. OSError."""
+    fallocate(fd, lib.FALLOC_FL_PUNCH_HOLE | lib.FALLOC_FL_KEEP_SIZE, offset, length)
+
+
 def file_system_type(fd: int) -> int:
     """The magic number of the file system that holds a file (statfs(2))."""
     buf = ffi.new("struct statfs *")
