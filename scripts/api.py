@@ -38,7 +38,10 @@ class Section:
 _WIDTH = 100  # of code
 _MADE_FOR_YOU = ("Request",)  # no program of others does it
 
-_ACTIONS = ("File", "Stripe", "Mirror", "Memory", "Null", "Zero", "Pattern", "Error", "Upcall", "Sync")
+_ACTIONS = (
+    *("File", "Stripe", "Mirror", "Memory", "Null", "Zero", "Pattern", "Error", "Upcall", "Sync"),
+    *("Faulty", "Fault"),
+)
 SECTIONS = (
     Section("Targets", "ublkpy.tgt.base", ("Target", "Geometry", "main")),
     Section("Options of a target", "ublkpy.tgt.options", ("option", "Size", "Offset", "Duration", "Rate")),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ublkpy.uring.map import (
         Error,
         Extent,
+        Fault,
+        Faulty,
         File,
         Map,
         Memory,
@@ -39,6 +41,8 @@ _WHERE = {
     "ublkpy.uring.map": (
         "Error",
         "Extent",
+        "Fault",
+        "Faulty",
         "File",
         "Map",
         "Memory",
@@ -63,6 +67,8 @@ __all__ = [
     "Duration",
     "Error",
     "Extent",
+    "Fault",
+    "Faulty",
     "File",
     "Geometry",
     "IoFlag",

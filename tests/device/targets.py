@@ -8,9 +8,10 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ublkpy import Geometry, Size, Target, option
+from ublkpy import Geometry, Map, Request, Size, Target, option
 
 
 class Ram(Target):
@@ -89,6 +90,38 @@ class ReadOnly(Target):
     def read(self, offset: int, buf: memoryview) -> None:
         for place in range(0, len(buf), 512):
             buf[place : place + 512] = ((offset + place) // 512).to_bytes(8, "little").ljust(512, b"\0")
+
+
+class Mapped(Target):
+    """A device whose map a test makes."""
+
+    name = "mapped"
+    size = 8 << 20
+
+    def __init__(self, make: Callable[[int], Map], answer: Callable[[Sequence[Request]], None] | None = None) -> None:
+        super().__init__({})
+        self._make = make
+        self._answer = answer
+
+    def open(self) -> Geometry:
+        return Geometry(
+            self.size,
+            physical_block=512,
+            io_min=512,
+            io_opt=512,
+            discard_granularity=4096,
+            max_discard_bytes=self.size,
+            max_write_zeroes_bytes=self.size,
+        )
+
+    def map(self, size: int) -> Map:
+        return self._make(size)
+
+    def upcall(self, requests: Sequence[Request]) -> None:
+        if self._answer is None:
+            super().upcall(requests)
+        else:
+            self._answer(requests)
 
 
 class Failing(Ram):

@@ -17,7 +17,7 @@ import pytest
 
 from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.life.add import add
-from ublkpy.tgt.base import Geometry, Target
+from ublkpy.tgt.base import Target
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.map import Error, Extent, File, Map, Null, Routing, Stripe, Sync, Upcall, Zero
@@ -26,39 +26,9 @@ from ublkpy.uring.uapi import Op
 
 from . import disk, kernel, load
 from .devices import MIB, Device, Devices, until
+from .targets import Mapped
 
-SIZE = 8 * MIB
-
-
-class Mapped(Target):
-    """A device whose map a test makes."""
-
-    name = "mapped"
-
-    def __init__(self, make: Callable[[int], Map], answer: Callable[[Sequence[Request]], None] | None = None) -> None:
-        super().__init__({})
-        self._make = make
-        self._answer = answer
-
-    def open(self) -> Geometry:
-        return Geometry(
-            SIZE,
-            physical_block=512,
-            io_min=512,
-            io_opt=512,
-            discard_granularity=4096,
-            max_discard_bytes=SIZE,
-            max_write_zeroes_bytes=SIZE,
-        )
-
-    def map(self, size: int) -> Map:
-        return self._make(size)
-
-    def upcall(self, requests: Sequence[Request]) -> None:
-        if self._answer is None:
-            super().upcall(requests)
-        else:
-            self._answer(requests)
+SIZE = Mapped.size
 
 
 def serve(devices: Devices, target: Target, mode: str = "auto", **options: object) -> Device:

@@ -180,10 +180,11 @@ class Worker(threading.Thread):
 
     def _tell(self, error: IoError) -> None:
         log.error(
-            "queue %d: %s at sector %d failed: %s (%d failed so far)",
+            "queue %d: %s at sector %d failed: %s (%d failed so far%s)",
             self.q_id,
             error.op_name,
             error.start_sector,
             os.strerror(error.errno),
             error.count,
+            f", {error.injected} of them injected" if error.injected else "",
         )

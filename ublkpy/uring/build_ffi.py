@@ -7,7 +7,7 @@ or reads, and the functions that Python calls. Each call releases the GIL.
 
 from cffi import FFI
 
-ENGINE = ("queue.c", "driver.c", "request.c", "place.c", "backing.c", "drain.c")
+ENGINE = ("queue.c", "driver.c", "request.c", "place.c", "fault.c", "backing.c", "drain.c")
 DATA = ("data.c", "pattern.c", "shmem.c", "integrity.c")
 PYTHON = ("upcall.c", "zone.c", "file_op.c")
 SOURCES = ("ring.c", *ENGINE, *DATA, *PYTHON, "map.c", "map_tree.c", "map_readers.c", "map_check.c")
@@ -277,6 +277,7 @@ struct uq_queue {
     uint32_t nr_pieces;
     uint32_t live;
     uint64_t errors;
+    uint64_t injected;
     uint32_t error_op;
     int32_t error_res;
     uint64_t error_sector;
@@ -316,6 +317,10 @@ void uq_unshare(struct uq_shared *s, uint32_t index);
 
 MAP = """
 #define UM_MAX_FILES ...
+#define UM_MAX_ERRNO ...
+#define UM_MAX_FAULTS ...
+#define UM_FIRST_FAULT ...
+#define UM_MAX_DELAY ...
 
 enum um_op { UM_READ, UM_WRITE, UM_DISCARD, UM_WRITE_ZEROES, UM_NR_OPS, ... };
 enum um_kind {
@@ -338,7 +343,16 @@ struct um_extent {
     uint32_t routing;
 };
 struct um_file { int fd; uint8_t is_block_device; uint8_t in_memory; };
-struct um_flush { uint8_t kind; uint8_t asks; uint32_t nr; uint16_t slots[]; ...; };
+enum um_distribution { UM_CONSTANT, UM_UNIFORM, UM_EXPONENTIAL, ... };
+struct um_fault {
+    uint64_t delay;
+    double error_rate;
+    uint64_t seed;
+    uint16_t error;
+    uint8_t distribution;
+    ...;
+};
+struct um_flush { uint8_t kind; uint8_t asks; uint16_t error; uint32_t nr; uint16_t slots[]; ...; };
 struct um_view {
     const struct um_file *files;
     const struct um_flush *flush;
@@ -365,11 +379,14 @@ struct um_stats {
     uint32_t levels;
     uint32_t nr_routings;
     uint32_t nr_files;
+    uint32_t nr_faults;
 };
 
 int um_init(struct um_map *map, uint64_t size);
 int um_exit(struct um_map *map);
 int um_add_file(struct um_map *map, const struct um_file *file);
+int um_add_fault(struct um_map *map, const struct um_fault *fault,
+                 const char *path);
 int um_add_routing(struct um_map *map, const struct um_routing *routing);
 int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
                const struct um_flush *flush);
@@ -447,6 +464,7 @@ ffibuilder.set_source(
     sources=[f"ublkpy/uring/{name}" for name in SOURCES],
     depends=[f"ublkpy/uring/{name}" for name in HEADERS],
     include_dirs=["ublkpy/uring"],
+    libraries=["m"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
 )
 

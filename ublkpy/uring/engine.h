@@ -44,6 +44,8 @@ static inline uint64_t user_data(enum uq_from from, uint32_t nr)
 	return (uint64_t)from << FROM_SHIFT | nr;
 }
 
+_Static_assert(sizeof(struct uq_piece) == 64, "a cache line each");
+
 static inline uint64_t piece_data(const struct uq_queue *q,
 				  const struct uq_piece *p)
 {
@@ -330,9 +332,17 @@ void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res);
 void req_answered(struct uq_queue *q, struct uq_piece *p, int32_t res);
 void req_retry(struct uq_queue *q, struct uq_piece *p);
 
+/* fault.c: what befalls a request where the map says so */
+
+/*
+ * At the place that was just looked up, with that error: whether the piece goes
+ * on now (0), after a delay (1), or not at all (-errno).
+ */
+int32_t fault_befall(struct uq_queue *q, struct uq_piece *p, int32_t error);
+
 /* place.c: where the bytes live */
 
-/* Of the next ones of a piece; the -errno of a place that fails. */
+/* Of the next ones of a piece; its error as in struct um_hit. */
 int32_t place_find(const struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		   struct uq_piece *p);
 

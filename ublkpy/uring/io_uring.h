@@ -54,6 +54,12 @@ struct io_uring_cqe {
 	uint32_t flags;
 };
 
+/* include/uapi/linux/time_types.h */
+struct __kernel_timespec {
+	int64_t tv_sec;
+	int64_t tv_nsec;
+};
+
 struct io_sqring_offsets {
 	uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array, resv1;
 	uint64_t user_addr;
@@ -146,6 +152,7 @@ struct io_uring_rsrc_register {
 #define IORING_OP_READ_FIXED		4
 #define IORING_OP_WRITE_FIXED		5
 #define IORING_OP_POLL_ADD		6
+#define IORING_OP_TIMEOUT		11
 #define IORING_OP_ASYNC_CANCEL		14
 #define IORING_OP_FALLOCATE		17
 #define IORING_OP_READ			22

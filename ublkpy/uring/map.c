@@ -10,7 +10,6 @@
 #define SECTOR		512
 #define MIN_CHUNK_SHIFT	9
 #define MAX_CHUNK_SHIFT	40
-#define MAX_ERRNO	4095
 #define MAX_ROUTINGS	(1U << 24)
 
 struct um_table {
@@ -37,8 +36,8 @@ static struct um_table *new_table(uint32_t room, size_t item)
 	return table;
 }
 
-static struct um_flush *new_flush(uint8_t kind, const uint16_t *slots,
-				  uint32_t nr)
+static struct um_flush *new_flush(uint8_t kind, uint16_t error,
+				  const uint16_t *slots, uint32_t nr)
 {
 	struct um_flush *flush = um_alloc(sizeof(*flush) + nr * sizeof(*slots));
 
@@ -46,6 +45,7 @@ static struct um_flush *new_flush(uint8_t kind, const uint16_t *slots,
 		return NULL;
 	flush->dead.mem = flush;
 	flush->kind = kind;
+	flush->error = error;
 	flush->nr = nr;
 	if (nr)
 		memcpy(flush->slots, slots, nr * sizeof(*slots));
@@ -78,6 +78,7 @@ static void publish(struct um_map *map, struct um_view *view,
 	view->routings = routings(map);
 	view->files = (const void *)map->files->items;
 	view->nr_files = map->files->nr;
+	view->faults = (const void *)map->faults->items;
 	view->flush = map->flush;
 	if (t->nr_extents == 1) {
 		view->only = &view->routings[root->routing[0]];
@@ -153,12 +154,14 @@ int um_init(struct um_map *map, uint64_t size)
 	memset(map, 0, sizeof(*map));
 	map->routings = new_table(4, sizeof(struct um_routing));
 	map->files = new_table(8, sizeof(struct um_file));
-	map->flush = new_flush(UM_NULL, NULL, 0);
+	map->faults = new_table(4, sizeof(struct um_fault));
+	map->flush = new_flush(UM_NULL, 0, NULL, 0);
 	mt_begin(&t, map);
 	ret = mt_plant(&t, size);
 	if (!is_size(size))
 		ret = -EINVAL;
-	else if (!view || !map->routings || !map->files || !map->flush)
+	else if (!view || !map->routings || !map->files || !map->faults ||
+		 !map->flush)
 		ret = -ENOMEM;
 	if (!ret)
 		ret = -pthread_mutex_init(&map->lock, NULL);
@@ -168,6 +171,7 @@ int um_init(struct um_map *map, uint64_t size)
 		free(view);
 		free(map->routings);
 		free(map->files);
+		free(map->faults);
 		free(map->flush);
 		return ret;
 	}
@@ -175,6 +179,15 @@ int um_init(struct um_map *map, uint64_t size)
 	publish(map, view, &t);
 	mt_commit(&t);
 	return 0;
+}
+
+static void free_faults(struct um_table *faults)
+{
+	struct um_fault *fault = (void *)faults->items;
+
+	for (uint32_t i = 0; i < faults->nr; i++)
+		free(fault[i].path);
+	free(faults);
 }
 
 int um_exit(struct um_map *map)
@@ -187,6 +200,7 @@ int um_exit(struct um_map *map)
 	free(map->view);
 	free(map->routings);
 	free(map->files);
+	free_faults(map->faults);
 	free(map->flush);
 	return -pthread_mutex_destroy(&map->lock);
 }
@@ -201,6 +215,39 @@ int um_add_file(struct um_map *map, const struct um_file *file)
 	return ret;
 }
 
+static bool fault_is_valid(const struct um_fault *f)
+{
+	return f->delay <= UM_MAX_DELAY && f->error_rate >= 0 &&
+	       f->error_rate <= 1 && f->error && f->error <= UM_MAX_ERRNO &&
+	       f->distribution <= UM_EXPONENTIAL;
+}
+
+int um_add_fault(struct um_map *map, const struct um_fault *fault,
+		 const char *path)
+{
+	struct um_fault copy = *fault;
+	int ret;
+
+	if (!fault_is_valid(fault))
+		return -EINVAL;
+	copy.path = path ? strdup(path) : NULL;
+	if (path && !copy.path)
+		return -ENOMEM;
+	pthread_mutex_lock(&map->lock);
+	ret = append(map, &map->faults, &copy, sizeof(copy), UM_MAX_FAULTS);
+	pthread_mutex_unlock(&map->lock);
+	if (ret < 0)
+		free(copy.path);
+	return ret;
+}
+
+/* No error, or a fault that was added. */
+static bool may_go_on(const struct um_map *map, uint16_t error)
+{
+	return !error || (error >= UM_FIRST_FAULT &&
+			  error - UM_FIRST_FAULT < (int)map->faults->nr);
+}
+
 static bool action_is_valid(const struct um_map *map, const struct um_action *a)
 {
 	switch (a->kind) {
@@ -210,14 +257,14 @@ static bool action_is_valid(const struct um_map *map, const struct um_action *a)
 	case UM_UPCALL_EARLY:
 	case UM_PATTERN:
 	case UM_MEMORY:
-		return !a->error;
+		return may_go_on(map, a->error);
 	case UM_ERROR:
-		return a->error && a->error <= MAX_ERRNO;
+		return a->error && a->error <= UM_MAX_ERRNO;
 	case UM_FILE:
-		return !a->error && a->slot < map->files->nr;
+		return may_go_on(map, a->error) && a->slot < map->files->nr;
 	case UM_STRIPE:
 	case UM_MIRROR:
-		return !a->error && a->nr_legs &&
+		return may_go_on(map, a->error) && a->nr_legs &&
 		       (uint32_t)a->slot + a->nr_legs <= map->files->nr &&
 		       a->chunk_shift >= MIN_CHUNK_SHIFT &&
 		       a->chunk_shift <= MAX_CHUNK_SHIFT;
@@ -282,6 +329,8 @@ static int check_flush(const struct um_map *map, const struct um_flush *flush)
 	    flush->kind != UM_FILE)
 		return -EINVAL;
 	if ((flush->nr || flush->asks) && flush->kind != UM_FILE)
+		return -EINVAL;
+	if (!may_go_on(map, flush->error))
 		return -EINVAL;
 	for (uint32_t i = 0; i < flush->nr; i++)
 		if (flush->slots[i] >= map->files->nr ||
@@ -368,7 +417,8 @@ int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
 	if (nr)
 		sorted = malloc(nr * sizeof(*sorted));
 	if (flush)
-		copy = new_flush(flush->kind, flush->slots, flush->nr);
+		copy = new_flush(flush->kind, flush->error, flush->slots,
+				 flush->nr);
 	if ((nr && !sorted) || (flush && !copy))
 		ret = -ENOMEM;
 	pthread_mutex_lock(&map->lock);
@@ -465,6 +515,7 @@ void um_get_stats(struct um_map *map, struct um_stats *stats)
 		.levels = map->view->root->level + 1U,
 		.nr_routings = map->routings->nr,
 		.nr_files = map->files->nr,
+		.nr_faults = map->faults->nr,
 	};
 	pthread_mutex_unlock(&map->lock);
 }

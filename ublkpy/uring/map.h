@@ -43,6 +43,14 @@ enum um_kind {
 };
 
 #define UM_MAX_FILES	65535
+#define UM_MAX_ERRNO	4095
+#define UM_MAX_FAULTS	32768
+
+/*
+ * Where an errno may stand, this and more is a fault, by its number: so it is
+ * looked at where requests fail, and those without any do not pay for it.
+ */
+#define UM_FIRST_FAULT	(UM_MAX_ERRNO + 1)
 
 /*
  * What to do with one op. With p = extent.offset + (pos - extent.start), a byte
@@ -58,7 +66,7 @@ struct um_action {
 	uint8_t chunk_shift;	/* with legs: log2 of the chunk's bytes, >= 9 */
 	uint16_t slot;		/* UM_FILE, or with legs: the first file */
 	uint8_t nr_legs;	/* so many files, one slot each */
-	uint16_t error;		/* UM_ERROR: an errno */
+	uint16_t error;		/* UM_ERROR: an errno; others: a fault, or 0 */
 	int64_t shift;		/* bytes */
 };
 
@@ -71,6 +79,27 @@ struct um_file {
 	int fd;
 	uint8_t is_block_device;
 	uint8_t in_memory;	/* reading and writing it never waits for I/O */
+};
+
+enum um_distribution {
+	UM_CONSTANT,
+	UM_UNIFORM,	/* from 0 to twice the mean */
+	UM_EXPONENTIAL,
+};
+
+#define UM_MAX_DELAY	3600000000000ULL	/* an hour */
+
+/*
+ * What befalls requests before anything is done about them: they are late, and
+ * some of them fail.
+ */
+struct um_fault {
+	uint64_t delay;		/* ns, the mean; UM_MAX_DELAY at most, as each is */
+	double error_rate;	/* 0 to 1 */
+	uint64_t seed;
+	char *path;		/* only while it exists; NULL: always */
+	uint16_t error;		/* an errno */
+	uint8_t distribution;	/* enum um_distribution */
 };
 
 struct um_extent {
@@ -116,13 +145,14 @@ struct um_flush {
 	struct um_dead dead;
 	uint8_t kind;		/* UM_NULL, UM_UPCALL; UM_FILE: fsync */
 	uint8_t asks;		/* UM_FILE: what fails is Python's to decide */
+	uint16_t error;		/* a fault, or 0 */
 	uint32_t nr;
 	uint16_t slots[];	/* each more than the one before it */
 };
 
 /*
  * One state of the map. Immutable; owned by the map, as all that it points to.
- * The two tables only grow: ids and slots of an older view are good in a newer
+ * The tables only grow: ids and slots of an older view are good in a newer
  * one, and what lies behind nr_files is not to be looked at.
  */
 struct um_view {
@@ -132,6 +162,7 @@ struct um_view {
 	struct um_node *root;
 	const struct um_routing *routings;
 	const struct um_file *files;
+	const struct um_fault *faults;
 	const struct um_flush *flush;
 	uint64_t nr_extents;
 	uint32_t nr_files;
@@ -178,6 +209,7 @@ struct um_map {
 	uint8_t draining;		/* it is not over */
 	struct um_table *routings;
 	struct um_table *files;
+	struct um_table *faults;
 	struct um_flush *flush;		/* that of the current view */
 	struct um_dead *dead;		/* latest first */
 	struct um_node *spare;		/* unpublished, for the next change */
@@ -198,7 +230,7 @@ struct um_hit {
 	uint8_t asks;		/* UM_FILE: what fails is Python's to decide */
 	uint8_t nr_legs;	/* UM_FILE: in so many, from slot on; 0: in one */
 	uint16_t slot;		/* UM_FILE: into um_view.files */
-	int32_t error;		/* UM_ERROR: -errno; else 0 */
+	int32_t error;		/* UM_ERROR: -errno; others: a fault, negated, or 0 */
 };
 
 struct um_stats {
@@ -208,6 +240,7 @@ struct um_stats {
 	uint32_t levels;	/* 1: the root is a leaf */
 	uint32_t nr_routings;
 	uint32_t nr_files;
+	uint32_t nr_faults;
 };
 
 /* At first one extent of routing 0. um_exit(): -EBUSY while it has readers. */
@@ -215,11 +248,14 @@ int um_init(struct um_map *map, uint64_t size);
 int um_exit(struct um_map *map);
 
 /*
- * Both return the id of what they added, or -EINVAL, -ENOSPC, -ENOMEM. A
- * routing may name only files that have been added. Routing 0 is UM_NULL for
+ * These return the id of what they added, or -EINVAL, -ENOSPC, -ENOMEM. A
+ * routing may name only files and faults that have been added. Routing 0 is UM_NULL for
  * all ops. Ids are counted from 0 on.
  */
 int um_add_file(struct um_map *map, const struct um_file *file);
+/* The map makes a copy of path, which is its own. */
+int um_add_fault(struct um_map *map, const struct um_fault *fault,
+		 const char *path);
 int um_add_routing(struct um_map *map, const struct um_routing *routing);
 
 /*

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from ublkpy.uring.routing import (
     Action,
     Error,
     Extent,
+    Fault,
+    Faulty,
     File,
     Flush,
     Memory,
@@ -29,6 +32,7 @@ from ublkpy.uring.routing import (
     Sync,
     Upcall,
     Zero,
+    fault_to_c,
     flush_to_c,
     routing_to_c,
 )
@@ -38,6 +42,8 @@ __all__ = [
     "Action",
     "Error",
     "Extent",
+    "Fault",
+    "Faulty",
     "File",
     "Flush",
     "Map",
@@ -104,21 +110,31 @@ class Map:
         self._memories.append(buffer)
         return Memory(int(ffi.cast("uintptr_t", buffer)), len(buffer))
 
+    def add_fault(self, fault: Fault) -> int:
+        """The number, in this map, of what befalls requests where a ``Faulty`` action says so; the first is 0. At most
+        32768, OSError (ENOSPC) beyond. ValueError for one without meaning.
+        """
+        path = ffi.NULL if fault.while_file is None else os.fsencode(fault.while_file)
+        return check(lib.um_add_fault(self.c, fault_to_c(fault), path), "fault for a map")
+
     def replace(self, extents: Iterable[Extent], flush: Flush | None = None) -> None:
         """Put extents, which may be in any order, in the place of what is there, and change ``flush`` if given.
 
         For queues it happens all at once. A request that was looked up before may still be on its way: ``drain`` waits.
-        ValueError for extents that overlap, are not within the map, or name a file or memory that is not there.
+        ValueError for extents that overlap, are not within the map, or name a file, memory or fault that is not
+        there.
         """
         pieces = [self._piece(extent) for extent in extents]
-        c_flush = ffi.NULL if flush is None else flush_to_c(flush, self.stats().nr_files)
+        c_flush = ffi.NULL if flush is None else flush_to_c(flush, self.stats())
         res = lib.um_replace(self.c, ffi.new("struct um_extent[]", pieces), len(pieces), c_flush)
         if res == -errno.EINVAL:
             raise ValueError(_why_invalid(pieces))
         check(res, "map")
 
     def set_flush(self, flush: Flush) -> None:
-        """What a flush, which has no place, does from now on: ``Null``, ``Sync`` or ``Upcall``. At first, nothing."""
+        """What a flush, which has no place, does from now on: ``Null``, ``Sync`` or ``Upcall``, or one of these as
+        ``Faulty``. At first, nothing.
+        """
         self.replace([], flush)
 
     def resize(self, size: int) -> None:
@@ -129,7 +145,7 @@ class Map:
         """
         _check_size(size)
         (last,) = self.extents(self.size - SECTOR)
-        if size > self.size and any(isinstance(action, Memory) for action in last.routing.actions):
+        if size > self.size and any(isinstance(action, Memory) for action in last.routing.places):
             raise ValueError("the map ends in memory, which has the length that it has")
         res = lib.um_resize(self.c, size)
         if res == -errno.EINVAL:
@@ -198,14 +214,14 @@ class Map:
             raise ValueError(f"extent of {e.length} bytes at {e.start}: not within {self.size} bytes")
         if not 0 <= e.offset < 1 << 63:
             raise ValueError(f"extent at {e.start}: no file has an offset of {e.offset} bytes")
-        for action in e.routing.actions:
+        for action in e.routing.places:
             if isinstance(action, Memory) and e.offset + e.length > action.length:
                 raise ValueError(f"extent at {e.start} ends behind the {action.length} bytes of memory")
         known = self._ids.get(e.routing)
         return e.start, e.end, e.offset, self._add_routing(e.routing) if known is None else known
 
     def _add_routing(self, routing: Routing) -> int:
-        c_routing = routing_to_c(routing, self.stats().nr_files)
+        c_routing = routing_to_c(routing, self.stats())
         with self._lock:
             if routing not in self._ids:
                 id = check(lib.um_add_routing(self.c, c_routing), "routing of a map")

@@ -26,6 +26,9 @@ static void look_up_flush(const struct um_flush *flush, const struct uq_piece *p
 
 	*hit = (struct um_hit){ .kind = flush->kind, .end = p->end,
 				.asks = flush->asks };
+	/* It is one request, of however many files. */
+	if (!p->pos)
+		hit->error = -(int32_t)flush->error;
 	if (flush->kind != UM_FILE)
 		return;
 	while (i < flush->nr && flush->slots[i] < p->pos)
@@ -73,7 +76,7 @@ int32_t place_find(const struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	p->len = (hit.end < p->end ? hit.end : p->end) - p->pos;
 	if (__builtin_expect(hit.nr_legs, 0)) {
 		look_up_leg(p, &hit);
-		return 0;
+		return hit.error;
 	}
 	p->leg = p->legs = 0;
 	p->slot = hit.slot;

@@ -13,6 +13,7 @@
  *   pattern.c   data that says where it is
  *   shmem.c     data that is there already, in memory that a client shares
  *   request.c   a request on its way: data in, pieces at the backing, data out
+ *   fault.c     what befalls a request before that
  *   place.c     where its bytes are, by the map
  *   zone.c      operations on zones, for Python
  *   upcall.c    what Python is asked about it, and answers
@@ -117,6 +118,7 @@ struct uq_io {
 	int32_t error;		/* the first -errno of its pieces */
 	uint32_t pending;	/* pieces that are not done */
 	uint8_t way;		/* enum uq_way */
+	uint8_t injected;	/* error is a fault's */
 	uint64_t append_sector;	/* where a ZONE_APPEND went, until it ends */
 };
 
@@ -128,6 +130,7 @@ enum uq_step {
 	UQ_ASKED,		/* Python */
 	UQ_ASKED_EARLY,		/* likewise, before a WRITE's data is taken */
 	UQ_ASKED_FAILED,	/* likewise, because a file failed */
+	UQ_DELAYED,		/* time, before it has a place */
 };
 
 /*
@@ -140,20 +143,29 @@ struct uq_piece {
 	uint64_t pos;
 	uint64_t end;
 	uint64_t len;
-	uint64_t done;		/* bytes of len that this step has moved */
-	uint64_t offset;	/* where pos lies in the file */
+	union {
+		struct {
+			uint64_t done;	/* bytes of len that this step has moved */
+			uint64_t offset;	/* where pos lies in the file */
+		};
+		struct __kernel_timespec delay;	/* UQ_DELAYED: the kernel reads it */
+	};
+	uint32_t spared;	/* no fault befalls what is before this */
+	uint32_t width;		/* bytes in the file of what moves no data */
 	uint16_t tag;
 	uint16_t slot;		/* of the map's files */
-	uint16_t mode;		/* fallocate mode of a WRITE_ZEROES in progress;
-				   UQ_ASKED_FAILED: the errno */
-	uint16_t retries;
+	union {
+		uint16_t mode;	/* fallocate mode of a WRITE_ZEROES in progress */
+		uint16_t error;	/* UQ_DELAYED: the errno that it then fails with;
+				   UQ_ASKED_FAILED: that of the file */
+	};
+	uint8_t retries;
 	uint8_t step;		/* enum uq_step */
 	uint8_t kind;		/* enum um_kind: who answers for len bytes */
-	uint8_t drains;		/* somebody waits for the end of this step */
-	uint8_t asks;		/* what fails is Python's to decide */
+	uint8_t drains : 1;	/* somebody waits for the end of this step */
+	uint8_t asks : 1;	/* what fails is Python's to decide */
 	uint8_t leg;
 	uint8_t legs;		/* 0: it is in one file */
-	uint32_t width;		/* bytes there of what moves no data */
 	int32_t next;		/* list of unused or asked pieces; -1 ends it */
 } __attribute__((aligned(64)));
 
@@ -250,9 +262,11 @@ struct uq_queue {
 	uint8_t way;		/* enum uq_way of most requests */
 	uint8_t report;		/* return UQ_IO_ERROR after this round */
 	uint8_t woken;		/* return UQ_WOKEN after this round */
+	uint64_t drawn;		/* random numbers so far */
 
 	/* Read by the caller after UQ_IO_ERROR. */
 	uint64_t errors;	/* requests failed so far */
+	uint64_t injected;	/* of them, by faults of the map */
 	uint32_t error_op;	/* UBLK_IO_OP_* of the last one */
 	int32_t error_res;	/* its -errno */
 	uint64_t error_sector;

@@ -61,12 +61,15 @@ FileOp = tuple[int, int, int, int, int, int]
 
 @dataclass(frozen=True)
 class IoError:
-    """A request that failed: its operation, place (512-byte sectors), errno, and how many have so far."""
+    """A request that failed: its operation, place (512-byte sectors), errno, and how many have so far; how many of them
+    by faults of the map.
+    """
 
     op: int
     start_sector: int
     errno: int
     count: int
+    injected: int = 0
 
     @property
     def op_name(self) -> str:
@@ -304,7 +307,7 @@ class Queue:
     def error(self) -> IoError:
         """After IO_ERROR."""
         q = self._queue
-        return IoError(q.error_op, q.error_sector, -q.error_res, q.errors)
+        return IoError(q.error_op, q.error_sector, -q.error_res, q.errors, q.injected)
 
     def short_calls(self) -> Iterator[ShortCall]:
         """After UPCALLS: what Python is asked. The results go into ``finish`` before the next ``run``."""

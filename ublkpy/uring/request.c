@@ -13,11 +13,13 @@
 
 /* For Python, which logs it. */
 static void note_error(struct uq_queue *q, const struct ublksrv_io_desc *iod,
-		       int32_t res)
+		       struct uq_io *io)
 {
 	q->errors++;
+	q->injected += io->injected;
+	io->injected = false;
 	q->error_op = iod_op(iod);
-	q->error_res = res;
+	q->error_res = io->error;
 	q->error_sector = iod->start_sector;
 	/* The 1st, 2nd, 4th, 8th ...: a failing disk must not flood the log. */
 	if (!(q->errors & (q->errors - 1)))
@@ -113,7 +115,7 @@ static void act(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 static void ask_why(struct uq_queue *q, struct uq_piece *p, int32_t res)
 {
 	ask(q, p, UQ_ASKED_FAILED);
-	p->mode = (uint16_t)-res;
+	p->error = (uint16_t)-res;
 }
 
 static void failed(struct uq_queue *q, const struct ublksrv_io_desc *iod,
@@ -153,12 +155,13 @@ static void acted(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 /* -- in pieces ------------------------------------------------------------- */
 
 /*
- * A spare piece for the legs that follow, or for what follows the first len
- * bytes; NULL if there is none.
+ * A spare piece for the legs that follow, if it goes by these, or for what
+ * follows the first len bytes; NULL if there is none.
  */
-static struct uq_piece *split(struct uq_queue *q, struct uq_piece *p)
+static struct uq_piece *split(struct uq_queue *q, struct uq_piece *p,
+			      bool by_legs)
 {
-	bool has_legs = p->leg + 1 < p->legs;
+	bool has_legs = by_legs && p->leg + 1 < p->legs;
 	struct uq_piece *rest;
 
 	if ((p->pos + p->len == p->end && !has_legs) || q->free_piece < 0)
@@ -168,6 +171,7 @@ static struct uq_piece *split(struct uq_queue *q, struct uq_piece *p)
 	rest->tag = p->tag;
 	rest->pos = has_legs ? p->pos : p->pos + p->len;
 	rest->end = p->end;
+	rest->spared = p->spared;
 	p->end = p->pos + p->len;
 	if (has_legs) {
 		rest->leg = p->leg + 1;
@@ -290,7 +294,7 @@ static inline void commit(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 
 	if (__builtin_expect(io->error, 0)) {
 		res = io->error;
-		note_error(q, iod, res);
+		note_error(q, iod, io);
 	}
 	if (io->way == UQ_REGISTERED)
 		data_unregister(q, tag);
@@ -311,16 +315,24 @@ static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	struct uq_io *io = &q->ios[tag];
 
 	while (p->pos != p->end && !io->error) {
+		int32_t res = place_find(q, iod, p);
 		struct uq_piece *rest;
 
-		io->error = place_find(q, iod, p);
-		if (io->error)
-			break;
-		if (__builtin_expect(!p->width, 0)) { /* none of this leg */
-			advance(p);
+		if (__builtin_expect(res, 0)) {
+			if (res <= -UM_FIRST_FAULT) {
+				res = fault_befall(q, p, res);
+				p->spared = (uint32_t)(p->pos + p->len);
+			}
+			if (res < 0) {
+				io->error = res;
+				break;
+			}
+		}
+		if (!res && __builtin_expect(!p->width, 0)) {
+			advance(p); /* none of it is in this leg */
 			continue;
 		}
-		if (serve_at_once(q, iod, p)) {
+		if (!res && serve_at_once(q, iod, p)) {
 			if (__builtin_expect(io->error && p->asks, 0)) {
 				ask_why(q, p, io->error);
 				io->error = 0;
@@ -329,8 +341,9 @@ static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 			advance(p);
 			continue;
 		}
-		rest = split(q, p);
-		launch(q, iod, p);
+		rest = split(q, p, !res);
+		if (!res)
+			launch(q, iod, p);
 		if (!rest)
 			return;
 		p = rest;
@@ -386,6 +399,7 @@ static void begin(struct uq_queue *q, uint16_t tag)
 
 	p->pos = 0;
 	p->end = bytes;
+	p->spared = 0;
 	io->pending = 1;
 	io->way = UQ_IN_BUFFER;
 	if (!moves_data(iod_op(iod))) {
@@ -427,7 +441,7 @@ static void begin(struct uq_queue *q, uint16_t tag)
 /*
  * Takes the data of a WRITE that the driver offers: to where it belongs, if that
  * is in one place of our memory; to where Python wants it, if it is to be asked;
- * or to the tag's buffer.
+ * or to the tag's buffer, also where it fails, or may do so.
  */
 static void take_data(struct uq_queue *q, uint16_t tag)
 {
@@ -436,14 +450,14 @@ static void take_data(struct uq_queue *q, uint16_t tag)
 
 	p->pos = 0;
 	p->end = iod_bytes(iod);
-	place_find(q, iod, p); /* what fails there will do so with its data */
-	p->leg = p->legs = 0;
-	if (p->len == p->end && p->kind == UM_UPCALL_EARLY) {
-		ask(q, p, UQ_ASKED_EARLY);
-		return;
+	if (!place_find(q, iod, p) && p->len == p->end) {
+		if (p->kind == UM_UPCALL_EARLY) {
+			ask(q, p, UQ_ASKED_EARLY);
+			return;
+		}
+		if (p->kind == UM_MEMORY)
+			q->ios[tag].buf = piece_buf(q, p);
 	}
-	if (p->len == p->end && p->kind == UM_MEMORY)
-		q->ios[tag].buf = piece_buf(q, p);
 	data_get(q, tag);
 }
 
@@ -491,6 +505,27 @@ static void backing_done(struct uq_queue *q, struct uq_piece *p, int32_t res)
 		acted(q, iod, p);
 }
 
+/* No further fault befalls what its fault was about, wherever that is now. */
+static void see_to_spared(struct uq_queue *q,
+			  const struct ublksrv_io_desc *iod, struct uq_piece *p)
+{
+	p->spared = p->pos + p->len;
+	serve(q, iod, p);
+}
+
+static void delay_over(struct uq_queue *q, struct uq_piece *p)
+{
+	const struct ublksrv_io_desc *iod = iod_of(q, p->tag);
+
+	if (!p->error) {
+		see_to_spared(q, iod, p);
+		return;
+	}
+	if (!q->ios[p->tag].error)
+		q->ios[p->tag].injected = true;
+	failed(q, iod, p, -(int32_t)p->error);
+}
+
 void req_part_done(struct uq_queue *q, uint16_t tag, int32_t res)
 {
 	struct uq_io *io = &q->ios[tag];
@@ -514,6 +549,9 @@ void req_piece_done(struct uq_queue *q, uint32_t nr, int32_t res)
 		break;
 	case UQ_GET:
 		got_data(q, p->tag, res);
+		break;
+	case UQ_DELAYED:
+		delay_over(q, p);
 		break;
 	case UQ_IDLE:
 	case UQ_ASKED:
@@ -556,5 +594,5 @@ void req_retry(struct uq_queue *q, struct uq_piece *p)
 	else if (is_zone_op(iod_op(iod_of(q, p->tag))))
 		ask(q, p, UQ_ASKED);
 	else
-		serve(q, iod_of(q, p->tag), p);
+		see_to_spared(q, iod_of(q, p->tag), p);
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from ublkpy.uring.ffi import ffi, lib
 from ublkpy.uring.uapi import SECTOR
@@ -98,9 +100,41 @@ class Sync:
     """Whether Python is asked where one of them fails (``Request.failure``)."""
 
 
-Action = Null | Zero | Error | Upcall | Pattern | Memory | File | Stripe | Mirror
+@dataclass(frozen=True)
+class Fault:
+    """What befalls requests before anything is done about them: they are late, and some of them fail.
+
+    What each of them meets is drawn when it comes, part by part where it goes to several places. Delays and errors
+    repeat with the order in which requests come to each thread of a queue.
+    """
+
+    delay: int = 0
+    """Nanoseconds, 0 to 3600 * 10⁹; of the distributions other than constant, the mean. None is longer than an hour."""
+    distribution: Literal["constant", "uniform", "exponential"] = "constant"
+    """``uniform`` is from 0 to twice the mean."""
+    error_rate: float = 0.0
+    """The share that fails, after its delay, and does nothing: 0 to 1."""
+    errno: int = errno.EIO
+    """What it fails with, as in the module of that name, 1 to 4095."""
+    while_file: Path | None = None
+    """Only while there is something by this name, an absolute one, which is looked at for each request."""
+    seed: int = 0
+    """Of the random numbers, 0 to 2⁶⁴ - 1."""
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """An action, or a flush, that comes after a fault. Metadata is not part of that: it comes and goes at once."""
+
+    action: Null | Zero | Upcall | Pattern | Memory | File | Stripe | Mirror | Sync
+    """What is done with a request, once it is through. No data of it is taken before."""
+    fault: int
+    """A number from ``Map.add_fault``. ValueError, when the map gets it, for one that it has not."""
+
+
+Action = Null | Zero | Error | Upcall | Pattern | Memory | File | Stripe | Mirror | Faulty
 """What can be done with the bytes of an extent."""
-Flush = Null | Upcall | Sync
+Flush = Null | Upcall | Sync | Faulty
 """What a flush can do."""
 
 
@@ -128,9 +162,14 @@ class Routing:
         return self.read, self.write, self.discard, self.write_zeroes
 
     @property
+    def places(self) -> tuple[Action | Sync, ...]:
+        """The same without the faults that come before them."""
+        return tuple(action.action if isinstance(action, Faulty) else action for action in self.actions)
+
+    @property
     def is_placed(self) -> bool:
         """Whether the ``offset`` of an extent means anything."""
-        return any(isinstance(action, Pattern | Memory | File | Stripe | Mirror) for action in self.actions)
+        return any(isinstance(action, Pattern | Memory | File | Stripe | Mirror) for action in self.places)
 
 
 @dataclass(frozen=True)
@@ -152,13 +191,46 @@ class Extent:
         return self.start + self.length
 
 
-def routing_to_c(routing: Routing, nr_files: int) -> Any:
-    """struct um_routing, for a map with that many files. ValueError for what has no meaning."""
-    return ffi.new("struct um_routing *", {"actions": [_action(action, nr_files) for action in routing.actions]})
+_DISTRIBUTIONS = {"constant": lib.UM_CONSTANT, "uniform": lib.UM_UNIFORM, "exponential": lib.UM_EXPONENTIAL}
 
 
-def _action(action: Action, nr_files: int) -> dict[str, int]:
+def fault_to_c(fault: Fault) -> Any:
+    """struct um_fault without its path. ValueError for what has no meaning."""
+    if not 0 <= fault.delay <= lib.UM_MAX_DELAY:
+        raise ValueError(f"a delay of {fault.delay} ns is not from 0 to an hour")
+    if fault.distribution not in _DISTRIBUTIONS:
+        raise ValueError(f"distribution {fault.distribution!r} is not one of: {', '.join(_DISTRIBUTIONS)}")
+    if not 0 <= fault.error_rate <= 1:
+        raise ValueError(f"an error rate of {fault.error_rate} is not from 0 to 1")
+    if not 0 <= fault.seed < 1 << 64:
+        raise ValueError(f"seed {fault.seed} does not fit into 64 bits")
+    if fault.while_file is not None and not fault.while_file.is_absolute():
+        raise ValueError(f"while_file {fault.while_file} is not absolute: the daemon has another working folder")
+    said = {
+        "delay": fault.delay,
+        "distribution": _DISTRIBUTIONS[fault.distribution],
+        "error_rate": fault.error_rate,
+        "error": _errno(fault.errno),
+        "seed": fault.seed,
+    }
+    return ffi.new("struct um_fault *", said)
+
+
+def routing_to_c(routing: Routing, has: Any) -> Any:
+    """struct um_routing, for a map that has so many files and faults (struct um_stats). ValueError for what has no
+    meaning.
+    """
+    return ffi.new("struct um_routing *", {"actions": [_action(action, has) for action in routing.actions]})
+
+
+def _action(action: Action | Sync, has: Any) -> dict[str, int]:
     match action:
+        case Sync():
+            raise ValueError("to sync files is no action of an extent, but a flush")
+        case Faulty(Error() | Faulty() as inner):
+            raise ValueError(f"a fault cannot come before {inner}: it has an errno of its own, and comes first")
+        case Faulty(inner, fault):
+            return _action(inner, has) | {"error": _fault(fault, has)}
         case Null():
             return {"kind": lib.UM_NULL}
         case Zero():
@@ -168,21 +240,19 @@ def _action(action: Action, nr_files: int) -> dict[str, int]:
         case Memory(address):
             return {"kind": lib.UM_MEMORY, "shift": address}
         case Error(number):
-            if not 0 < number < 4096:
-                raise ValueError(f"{number} is not an errno")
-            return {"kind": lib.UM_ERROR, "error": number}
+            return {"kind": lib.UM_ERROR, "error": _errno(number)}
         case File(file, shift):
-            return {"kind": lib.UM_FILE, "slot": _slots([file], nr_files)[0], "shift": _shift(shift)}
+            return {"kind": lib.UM_FILE, "slot": _slots([file], has)[0], "shift": _shift(shift)}
         case Pattern():
             return {"kind": lib.UM_PATTERN}
         case Stripe(files, chunk, shift):
-            return {"kind": lib.UM_STRIPE} | _legs(files, chunk, shift, nr_files)
+            return {"kind": lib.UM_STRIPE} | _legs(files, chunk, shift, has)
         case Mirror(files, chunk, shift):
-            return {"kind": lib.UM_MIRROR} | _legs(files, chunk, shift, nr_files)
+            return {"kind": lib.UM_MIRROR} | _legs(files, chunk, shift, has)
 
 
-def _legs(files: tuple[int, ...], chunk: int, shift: int, nr_files: int) -> dict[str, int]:
-    slots = _slots(files, nr_files)
+def _legs(files: tuple[int, ...], chunk: int, shift: int, has: Any) -> dict[str, int]:
+    slots = _slots(files, has)
     if not 0 < len(slots) < 256 or list(slots) != list(range(slots[0], slots[0] + len(slots))):
         raise ValueError(f"files {slots} are not 1 to 255 that were added one after the other")
     if not SECTOR <= chunk <= _MAX_CHUNK or chunk & (chunk - 1):
@@ -195,23 +265,40 @@ def _legs(files: tuple[int, ...], chunk: int, shift: int, nr_files: int) -> dict
     }
 
 
-def flush_to_c(flush: Flush, nr_files: int) -> Any:
+def flush_to_c(flush: Flush, has: Any) -> Any:
     """struct um_flush, likewise."""
     match flush:
-        case Null():
+        case Null() | Sync(()):
             return ffi.new("struct um_flush *", {"kind": lib.UM_NULL, "slots": []})
         case Upcall():
             return ffi.new("struct um_flush *", {"kind": lib.UM_UPCALL, "slots": []})
         case Sync(files, asks):
-            slots = sorted(set(_slots(files, nr_files)))
+            slots = sorted(set(_slots(files, has)))
             return ffi.new("struct um_flush *", {"kind": lib.UM_FILE, "asks": asks, "nr": len(slots), "slots": slots})
+        case Faulty(Null() | Upcall() | Sync() as inner, fault):
+            made = flush_to_c(inner, has)
+            made.error = _fault(fault, has)
+            return made
+    raise ValueError(f"{flush} is no flush")
 
 
-def _slots(files: Sequence[int], nr_files: int) -> Sequence[int]:
+def _slots(files: Sequence[int], has: Any) -> Sequence[int]:
     for file in files:
-        if not 0 <= file < nr_files:
-            raise ValueError(f"file {file} was not added to the map, which has {nr_files}")
+        if not 0 <= file < has.nr_files:
+            raise ValueError(f"file {file} was not added to the map, which has {has.nr_files}")
     return files
+
+
+def _fault(number: int, has: Any) -> int:
+    if not 0 <= number < has.nr_faults:
+        raise ValueError(f"fault {number} was not added to the map, which has {has.nr_faults}")
+    return int(lib.UM_FIRST_FAULT + number)
+
+
+def _errno(number: int) -> int:
+    if not 0 < number <= lib.UM_MAX_ERRNO:
+        raise ValueError(f"{number} is not an errno")
+    return number
 
 
 def _shift(shift: int) -> int:

@@ -40,7 +40,7 @@ static void describe(const struct uq_queue *q, const struct uq_piece *p,
 		call->what |= UQ_IS_FUA;
 	if (p->step == UQ_ASKED_FAILED) {
 		call->what |= UQ_HAS_FAILED;
-		call->error = p->mode;
+		call->error = p->error;
 		call->slot = p->slot;
 	} else if (p->step == UQ_ASKED_EARLY)
 		call->what |= UQ_IS_EARLY;

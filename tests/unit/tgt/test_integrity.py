@@ -130,7 +130,7 @@ def test_map_names_both_files(disk: Path, metadata: Path) -> None:
     assert geometry.discard_granularity == 0
     made = target.map(geometry.size)
     assert made.metadata == Metadata(geometry.integrity, 1)
-    assert flush_to_c(Sync((0, 1)), 2).nr == 2
+    assert flush_to_c(Sync((0, 1)), made.stats()).nr == 2
     assert target.status()["metadata_file"] == str(metadata)
     made.close()
     target.close()

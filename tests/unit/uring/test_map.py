@@ -21,7 +21,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ublkpy.uring.ffi import ffi, lib
-from ublkpy.uring.map import Error, Extent, File, Map, Mirror, Null, Pattern, Routing, Stripe, Sync, Upcall, Zero
+from ublkpy.uring.map import (
+    Error,
+    Extent,
+    Fault,
+    Faulty,
+    File,
+    Map,
+    Mirror,
+    Null,
+    Pattern,
+    Routing,
+    Stripe,
+    Sync,
+    Upcall,
+    Zero,
+)
 
 OPS = (lib.UM_READ, lib.UM_WRITE, lib.UM_DISCARD, lib.UM_WRITE_ZEROES)
 KINDS = {lib.UM_NULL: Null(), lib.UM_ZERO: Zero(), lib.UM_UPCALL: Upcall()}
@@ -33,6 +48,7 @@ ROUTINGS = (
     Routing(Zero(), Upcall(), Error(errno.EROFS), Null()),
     Routing.all(Stripe((0, 1, 2), 1024)),
     Routing.all(Mirror((0, 1), 2048)),
+    Routing(Faulty(File(1), 0), Faulty(Stripe((0, 1, 2), 1024), 1), Faulty(Zero(), 1), Upcall()),
 )
 
 
@@ -91,6 +107,7 @@ class Model:
 def new_map(nr_sectors: int) -> Map:
     target_map = Map(nr_sectors * 512)
     assert [target_map.add_file(10 + i, is_block_device=i == 2) for i in range(3)] == [0, 1, 2]
+    assert [target_map.add_fault(Fault(delay=i)) for i in range(2)] == [0, 1]
     return target_map
 
 
@@ -114,6 +131,9 @@ def check_hits(target_map: Map, extents: list[Extent]) -> None:
 
 
 def check_hit(hit: Any, pos: int, action: object, p: int, end: int, op: int = lib.UM_READ) -> None:
+    if isinstance(action, Faulty):
+        assert hit.error == -(lib.UM_FIRST_FAULT + action.fault)
+        hit.error, action = 0, action.action
     assert hit.asks == isinstance(action, Mirror)
     match action:
         case File(file, shift):
@@ -534,6 +554,18 @@ def test_size_without_meaning(size: int) -> None:
         ([Extent(0, 512, Routing.all(Mirror((0, 1), 512, -512)))], "begins before the start of a file"),
         ([Extent(0, 512, Routing.all(Stripe((0, 1), 1536)))], "chunk of 1536 bytes is not a power of two"),
         ([Extent(0, 512, Routing.all(Stripe((0, 1), 256)))], "chunk of 256 bytes"),
+        ([Extent(0, 512, Routing.all(Faulty(Zero(), 2)))], "fault 2 was not added to the map, which has 2"),
+        ([Extent(0, 512, Routing.all(Faulty(Zero(), -1)))], "fault -1 was not added"),
+        ([Extent(0, 512, Routing.all(Faulty(File(3), 0)))], "file 3 was not added"),
+        ([Extent(0, 512, Routing.all(Faulty(Sync((0,)), 0)))], "sync files is no action of an extent"),
+        (
+            [Extent(0, 512, Routing.all(Faulty(Error(5), 0)))],  # type: ignore[arg-type]
+            "a fault cannot come before Error",
+        ),
+        (
+            [Extent(0, 512, Routing.all(Faulty(Faulty(Zero(), 0), 1)))],  # type: ignore[arg-type]
+            "a fault cannot come before Faulty",
+        ),
     ],
 )
 def test_extents_without_meaning(small: Map, extents: list[Extent], why: str) -> None:
@@ -564,6 +596,8 @@ def test_c_takes_nothing_on_trust(small: Map) -> None:
         {"kind": lib.UM_STRIPE, "slot": 1, "nr_legs": 3, "chunk_shift": 12},
         {"kind": lib.UM_STRIPE, "nr_legs": 3, "chunk_shift": 8},
         {"kind": lib.UM_STRIPE, "chunk_shift": 12},
+        {"kind": lib.UM_NULL, "error": lib.UM_FIRST_FAULT + 2},
+        {"kind": lib.UM_ERROR, "error": lib.UM_FIRST_FAULT},
     ]
     for action in bad:
         routing = ffi.new("struct um_routing *", {"actions": [{}, {}, {}, action]})
@@ -574,7 +608,72 @@ def test_c_takes_nothing_on_trust(small: Map) -> None:
     for flush in ((lib.UM_ZERO, []), (lib.UM_NULL, [0]), (lib.UM_FILE, [3])):
         c_flush = ffi.new("struct um_flush *", {"kind": flush[0], "nr": len(flush[1]), "slots": flush[1]})
         assert lib.um_replace(small.c, ffi.NULL, 0, c_flush) == -errno.EINVAL
+    for error in (5, lib.UM_FIRST_FAULT + 2):
+        c_flush = ffi.new("struct um_flush *", {"kind": lib.UM_NULL, "error": error, "slots": []})
+        assert lib.um_replace(small.c, ffi.NULL, 0, c_flush) == -errno.EINVAL
+    good: dict[str, Any] = {"error": errno.EIO}
+    for wrong in (
+        {"delay": lib.UM_MAX_DELAY + 1},
+        {"error_rate": 1.1},
+        {"error_rate": float("nan")},
+        {"error": 0},
+        {"error": 4096},
+        {"distribution": lib.UM_EXPONENTIAL + 1},
+    ):
+        assert lib.um_add_fault(small.c, ffi.new("struct um_fault *", good | wrong), ffi.NULL) == -errno.EINVAL
     assert small.count == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (Fault(delay=-1), "a delay of -1 ns is not from 0 to an hour"),
+        (Fault(delay=3600 * 10**9 + 1), "is not from 0 to an hour"),
+        (Fault(distribution="normal"), "distribution 'normal' is not one of: constant, uniform, exponential"),  # type: ignore[arg-type]
+        (Fault(error_rate=1.01), "an error rate of 1.01 is not from 0 to 1"),
+        (Fault(error_rate=-0.01), "is not from 0 to 1"),
+        (Fault(error_rate=float("nan")), "is not from 0 to 1"),
+        (Fault(errno=0), "0 is not an errno"),
+        (Fault(errno=4096), "4096 is not an errno"),
+        (Fault(seed=-1), "does not fit into 64 bits"),
+        (Fault(seed=1 << 64), "does not fit into 64 bits"),
+        (Fault(while_file=Path("on")), "while_file on is not absolute"),
+    ],
+)
+def test_faults_without_meaning(small: Map, fault: Fault, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        small.add_fault(fault)
+    assert small.stats().nr_faults == 2
+
+
+def test_faults_run_out(small: Map) -> None:
+    fault = Fault(delay=1, while_file=Path("/on"))
+    for nr in range(2, lib.UM_MAX_FAULTS):
+        assert small.add_fault(fault) == nr
+    with pytest.raises(OSError, match="fault for a map") as caught:
+        small.add_fault(fault)
+    assert caught.value.errno == errno.ENOSPC
+    last = Faulty(Null(), lib.UM_MAX_FAULTS - 1)
+    small.replace([Extent(0, 512, Routing.all(last))], last)
+    reader = Reader(small)
+    with reader:
+        assert reader.hit(0).error == -(lib.UM_FIRST_FAULT + lib.UM_MAX_FAULTS - 1)
+    reader.remove()
+
+
+def test_a_flush_after_a_fault(small: Map) -> None:
+    reader = Reader(small)
+    for flush, kind in ((Sync((2, 0)), lib.UM_FILE), (Sync(()), lib.UM_NULL), (Upcall(), lib.UM_UPCALL)):
+        small.set_flush(Faulty(flush, 1))
+        with reader:
+            assert (reader.view.flush.kind, reader.view.flush.error) == (kind, lib.UM_FIRST_FAULT + 1)
+    small.set_flush(Null())
+    with reader:
+        assert reader.view.flush.error == 0
+    for wrong in (Faulty(Zero(), 0), Faulty(Null(), 2)):
+        with pytest.raises(ValueError, match=r"is no flush|was not added"):
+            small.set_flush(wrong)
+    reader.remove()
 
 
 def test_files_run_out(small: Map) -> None:
