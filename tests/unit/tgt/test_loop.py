@@ -95,7 +95,8 @@ def mapped(target: LoopTarget, geometry: Geometry) -> Mapped:
     (extent,) = target_map.extents()
     assert (extent.start, extent.length, extent.routing) == (0, geometry.size, Routing.all(File(0)))
     target_map.close()
-    return Mapped(target._backing.fd, extent.offset, target._backing.is_block_device)
+    backing = target._part.backing
+    return Mapped(backing.fd, extent.offset, backing.is_block_device)
 
 
 @contextmanager
