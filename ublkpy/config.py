@@ -181,7 +181,7 @@ def _check(device: DeviceOptions, target: Target) -> None:
     if device.recovery != "none" and not target.outlives_daemon:
         raise ConfigError(
             f"recovery {device.recovery}: what a disk of target {target.name} has in memory goes with its daemon",
-            "keep it in a folder, or do without recovery",
+            "keep it in a file or folder, or do without recovery",
             ["recovery"],
         )
     if device.name is not None and re.fullmatch(r"|[/+-].*|\d+", device.name):

@@ -10,6 +10,7 @@ import pytest
 from ublkpy.testing import Disk, TargetContract, open_device
 from ublkpy.tgt.base import Target
 from ublkpy.tgt.concat import ConcatTarget
+from ublkpy.tgt.fault import FaultTarget
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.stripe import StripeTarget
 
@@ -26,10 +27,20 @@ def files(scratch: Path, size: int) -> tuple[Path, ...]:
     return tuple(blocks.image(scratch / f"image{n}", size) for n in range(3))
 
 
+def fault(scratch: Path) -> Target:
+    return FaultTarget({"file": blocks.image(scratch / "image", 8 * MIB)})
+
+
+def late(scratch: Path) -> Target:
+    return FaultTarget({"size": 8 * MIB, "delay": 10**5, "distribution": "exponential"})
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "loop": loop,
     "stripe": lambda scratch: StripeTarget({"files": files(scratch, 2 * MIB), "chunk": 4096}),
     "concat": lambda scratch: ConcatTarget({"files": files(scratch, 16384)}),
+    "fault": fault,
+    "late memory": late,
     "plain": lambda scratch: targets.Ram(),
     "async": lambda scratch: targets.AsyncRam(),
     "blocking": lambda scratch: targets.BlockingRam(),

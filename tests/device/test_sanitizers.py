@@ -13,7 +13,7 @@ from ublkpy.driver import inspect
 from ublkpy.uring.uapi import Feature
 
 from . import disk, load
-from .devices import MIB, Device, Devices
+from .devices import MIB, Device, Devices, until
 from .program import executable
 
 pytestmark = pytest.mark.any_kernel
@@ -82,6 +82,22 @@ def test_metadata(scratch: Path, devices: Devices, watched: dict[str, str]) -> N
     os.truncate(metadata, 4096)
     with pytest.raises(OSError, match="Input/output error"):
         disk.read(device.node, 6 * MIB, 4096)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.logs
+def test_faults(scratch: Path, devices: Devices, watched: dict[str, str]) -> None:
+    """Delays and errors, and a device that goes while there are some."""
+    image, on = disk.image(scratch / "image", 8 * MIB), scratch / "on"
+    options = ["--delay", "1ms", "--distribution", "exponential", "--error-rate", "10%", "--while-file", str(on)]
+    node = _ublk(watched, "add", "-t", "fault", "-f", str(image), "-q", "2", *options, "--ranges", "1M-3M")
+    device = devices.adopt(int(node.removeprefix("/dev/ublkb")))
+    assert _runs_sanitized(device), "the daemon is not the sanitized build"
+    on.touch()
+    work = ["--rw=randrw", "--bsrange=512-256k", "--size=4M", "--iodepth=8", "--fsync=8", "--continue_on_error=all"]
+    with load.running(device, *work, "--time_based", "--runtime=60"):
+        until(lambda: device.completed("writes") > 200, "much is written")
+        devices.remove(device)
 
 
 def _runs_sanitized(device: Device) -> bool:

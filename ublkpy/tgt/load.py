@@ -38,6 +38,7 @@ GROUP = "ublkpy.targets"
 BUILT_IN = {
     "concat": "ublkpy.tgt.concat:ConcatTarget",
     "full": "ublkpy.tgt.full:FullTarget",
+    "fault": "ublkpy.tgt.fault:FaultTarget",
     "loop": "ublkpy.tgt.loop:LoopTarget",
     "mirror": "ublkpy.tgt.mirror:MirrorTarget",
     "nbdkit-python": "ublkpy.tgt.nbdkit_python:NbdkitPythonTarget",

@@ -8,14 +8,16 @@ line of help and a checked value::
 
 The annotation decides how a value is written: ``Size`` (bytes, "64k"),
 ``Offset`` (a bare number counts 512-byte sectors), ``Duration`` ("2ms"), ``Rate``
-("10%"), ``Path``, ``Code`` (the path of a program), ``bool``, ``int``, ``str``,
-``Literal[...]``, ``Arguments`` (a list of ``key=value``, on the command line without
-a flag). ``X | None`` may be left out, and ``tuple[X, ...]`` is a list in YAML, and a
-flag to repeat on the command line.
+("10%"), ``Range`` ("1M-2M"), ``Errno`` ("ENOSPC"), ``Path``, ``Code`` (the path of a
+program), ``bool``, ``int``, ``str``, ``Literal[...]``, ``Arguments`` (a list of
+``key=value``, on the command line without a flag). ``X | None`` may be left out,
+and ``tuple[X, ...]`` is a list in YAML, and a flag to repeat on the command line.
 """
 
 from __future__ import annotations
 
+import difflib
+import errno
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -42,15 +44,35 @@ Duration = NewType("Duration", int)
 Rate = NewType("Rate", float)
 """A share, 0 to 1; written "10%" or 0.1."""
 
+Errno = NewType("Errno", int)
+"""A number of an error, 1 to 4095; written by its name, "ENOSPC", or as that number."""
+
 Code = NewType("Code", Path)
 """The path of a file that is run: one that others could have written is not taken from a YAML file by root."""
 
 Arguments = NewType("Arguments", tuple[str, ...])
 """Texts of the form ``key=value``, in their order."""
 
+
+@dataclass(frozen=True, order=True)
+class Range:
+    """The bytes from ``start`` up to, and not, ``end``; written "1M-2M", or "1M+64k" by their number. Not empty."""
+
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.end}"
+
+
 _UNITS = {"": 1, "s": SECTOR, "b": 1} | {unit: 1024**n for n, unit in enumerate("kmgtpe", 1)}
 _SHOWN_UNITS = "BKMGTPE"
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "": 10**9}
+_MAX_ERRNO = 4095
 
 
 @dataclass(frozen=True)
@@ -59,8 +81,8 @@ class Kind:
 
     ``parse`` takes what YAML or the command line gives and raises ValueError with a reason. ``dump`` makes a
     plain value for the state file and JSON, where sizes and places are numbers of bytes; ``load`` takes it
-    back, and is ``parse`` where people write the same. With ``several``, the value is a tuple, written as a list,
-    and these three are about one of it. ``is_path`` if it is a place in the file system.
+    back, and is ``parse`` where people write the same. ``show`` is for messages. With ``several``, the value is a
+    tuple, written as a list, and these four are about one of it. ``is_path`` if it is a place in the file system.
     """
 
     metavar: str
@@ -68,6 +90,7 @@ class Kind:
     dump: Callable[[Any], object] = lambda value: value
     choices: tuple[str, ...] = ()
     load: Callable[[object], Any] | None = None
+    show: Callable[[Any], str] = str
     several: bool = False
     is_path: bool = False
 
@@ -123,7 +146,8 @@ class Option:
                 raise ValueError(f"{self.name} are {len(value)}, and have to be {low} or more")
             return value
         if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"{low} to {high}" if high is not None else f"{low} or more"
+            ends = [self.kind.show(end) for end in (low, high) if end is not None]
+            bounds = " to ".join(ends) if len(ends) == 2 else f"{ends[0]} or {'less' if low is None else 'more'}"
             raise ValueError(f"{raw} is out of range: {bounds}")
         if self.multiple > 1 and value % self.multiple:
             raise ValueError(f"{raw} is not a multiple of {self.multiple}")
@@ -158,8 +182,8 @@ def option(
 
     ``default`` is written as people write the value ("64M"), ``...`` makes it required. ``--name`` is always a flag
     (with "-" for "_"); ``flags`` are further ones, and ``off_flags`` those that set a bool to False. ``minimum``,
-    ``maximum`` and ``multiple`` are in the unit of the value: bytes, for a ``Size`` or an ``Offset``; of a tuple,
-    ``minimum`` is the least number of values. ``help`` is one line.
+    ``maximum`` and ``multiple`` are in the unit of the value: bytes, for a ``Size`` or an ``Offset``, nanoseconds, for
+    a ``Duration``; of a tuple, ``minimum`` is the least number of values. ``help`` is one line.
 
     What people give is checked against all this before ``Target.open``: ConfigError, with the place in their file.
     KeyError at the class if its type is none of those above.
@@ -258,6 +282,40 @@ def _parse_duration(raw: object) -> int:
     return round(Fraction(match[1]) * _TIMES[match[2]])
 
 
+def format_duration(duration: int) -> str:
+    """A time as people write it: "1.5s", "20us"."""
+    unit = next((unit for unit in ("s", "ms", "us") if duration >= _TIMES[unit]), "ns")
+    return f"{duration / _TIMES[unit]:g}{unit}"
+
+
+def _parse_range(raw: object) -> Range:
+    match = re.fullmatch(r"([^+-]+)([+-])([^+-]+)", raw) if isinstance(raw, str) else None
+    if not match:
+        raise ValueError(f"{raw!r} is not a range such as 1M-2M or 1M+64k")
+    start, length = parse_size(match[1]), parse_size(match[3])
+    end = _limited(start + length, raw) if match[2] == "+" else length
+    if end <= start:
+        raise ValueError(f"{raw!r} has no bytes in it: it ends where it begins, or before")
+    return Range(start, end)
+
+
+def _parse_errno(raw: object) -> int:
+    name = raw.strip().upper() if isinstance(raw, str) else ""
+    known: dict[str, int] = {one: number for one, number in vars(errno).items() if one.startswith("E")}
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    if name[:1] == "E" and close:
+        raise ValueError(f"there is no errno {raw}: did you mean {close[0]}?")
+    try:
+        number = _parse_int(raw)
+    except ValueError:
+        number = 0
+    if not 0 < number <= _MAX_ERRNO:
+        raise ValueError(f"{raw!r} is no errno: a name such as ENOSPC, or a number from 1 to {_MAX_ERRNO}")
+    return number
+
+
 def _parse_rate(raw: object) -> float:
     match = None if isinstance(raw, bool) else re.fullmatch(r"(\d+(?:\.\d+)?(?:e-\d+)?)\s*(%?)", str(raw).strip())
     value = float(match[1]) / (100 if match[2] else 1) if match else 2.0
@@ -317,8 +375,10 @@ BOOL = Kind("BOOL", _parse_bool)
 _KINDS: dict[object, Kind] = {
     Size: Kind("SIZE", parse_size),
     Offset: Kind("SECTORS", _parse_offset, load=parse_size),
-    Duration: Kind("TIME", _parse_duration, load=_parse_int),
+    Duration: Kind("TIME", _parse_duration, load=_parse_int, show=format_duration),
     Rate: Kind("RATE", _parse_rate),
+    Range: Kind("RANGE", _parse_range, str),
+    Errno: Kind("ERRNO", _parse_errno),
     Path: Kind("PATH", _parse_path, str, is_path=True),
     Code: CODE,
     Arguments: ARGUMENTS,

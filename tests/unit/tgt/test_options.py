@@ -17,10 +17,13 @@ from ublkpy.tgt.options import (
     Code,
     Configurable,
     Duration,
+    Errno,
     Offset,
+    Range,
     Rate,
     Size,
     exact_size,
+    format_duration,
     format_size,
     option,
     parse_size,
@@ -44,6 +47,8 @@ class Disk(Configurable):
     program: Code | None = option(None, help="program")
     wait: Duration | None = option(None, help="wait", maximum=10**12)
     share: Rate | None = option(None, help="share")
+    where: tuple[Range, ...] | None = option(None, help="where")
+    error: Errno | None = option(None, help="error")
     files: tuple[Path, ...] | None = option(None, help="files", minimum=2)
     levels: tuple[Literal["low", "high"], ...] | None = option(None, help="levels")
 
@@ -371,6 +376,8 @@ def test_dump_leaves_out_what_is_not_set() -> None:
     label=st.text(min_size=1),
     wait=st.none() | st.integers(0, 10**12),
     share=st.none() | st.floats(0, 1),
+    where=st.none() | st.lists(st.integers(0, 1 << 60).map(lambda n: Range(n, 2 * n + 1))).map(tuple),
+    error=st.none() | st.integers(1, 4095),
     files=st.none() | st.lists(st.sampled_from(["/a", "/b"]).map(Path), min_size=2).map(tuple),
 )
 def test_dump_round_trip(**values: object) -> None:
@@ -394,6 +401,87 @@ def test_time(raw: object, nanoseconds: int) -> None:
 def test_what_is_no_time(raw: object) -> None:
     with pytest.raises(ValueError, match=r"is not a time such as 100us, 2ms or 1\.5s"):
         OPTIONS["wait"].parse(raw)
+
+
+@pytest.mark.parametrize(("raw", "shown"), [("1000s", ""), ("1000.1s", "1000s or less")])
+def test_times_have_bounds_as_people_write_them(raw: str, shown: str) -> None:
+    if not shown:
+        assert OPTIONS["wait"].parse(raw) == 10**12
+        return
+    with pytest.raises(ValueError, match=f"{raw} is out of range: {shown}"):
+        OPTIONS["wait"].parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [(0, "0ns"), (20, "20ns"), (1500, "1.5us"), (2_000_000, "2ms"), (1_500_000_000, "1.5s"), (3600 * 10**9, "3600s")],
+)
+def test_time_for_people(duration: int, text: str) -> None:
+    assert format_duration(duration) == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "start", "end"),
+    [
+        ("1M-2M", 1 << 20, 2 << 20),
+        ("1M+64k", 1 << 20, 17 << 16),
+        (" 0 - 512 ", 0, 512),
+        ("0+1s", 0, 512),
+        ("8-4k", 8, 4096),
+    ],
+)
+def test_range(raw: str, start: int, end: int) -> None:
+    where = OPTIONS["where"]
+    assert where.parse([raw]) == (Range(start, end),)
+    assert where.parse([raw])[0].length == end - start
+    assert where.load(where.dump(where.parse([raw]))) == (Range(start, end),)
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ("1M", "'1M' is not a range such as 1M-2M or 1M[+]64k"),
+        ("1M-2M-3M", "is not a range"),
+        (4096, "4096 is not a range"),
+        ("", "is not a range"),
+        ("-1", "is not a range"),
+        ("1M-x", "'x' is not a size"),
+        ("2M-1M", "has no bytes in it"),
+        ("2M-2M", "has no bytes in it"),
+        ("2M+0", "has no bytes in it"),
+        ("7E+7E", "is too large"),
+    ],
+)
+def test_what_is_no_range(raw: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        OPTIONS["where"].parse([raw])
+
+
+@pytest.mark.parametrize(
+    ("raw", "number"),
+    [("ENOSPC", 28), ("enospc", 28), (" EIO ", 5), ("EOPNOTSUPP", 95), (28, 28), ("28", 28), (4095, 4095)],
+)
+def test_errno(raw: object, number: int) -> None:
+    error = OPTIONS["error"]
+    assert error.parse(raw) == number
+    assert error.load(error.dump(number)) == number
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ("ENOSPACE", "there is no errno ENOSPACE: did you mean ENOSPC[?]"),
+        ("full", "'full' is no errno: a name such as ENOSPC, or a number from 1 to 4095"),
+        (0, "0 is no errno"),
+        (-28, "-28 is no errno"),
+        (4096, "4096 is no errno"),
+        (True, "True is no errno"),
+        (None, "None is no errno"),
+    ],
+)
+def test_what_is_no_errno(raw: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        OPTIONS["error"].parse(raw)
 
 
 @pytest.mark.parametrize(

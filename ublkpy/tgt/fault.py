@@ -1,0 +1,176 @@
+"""fault: a file, or memory, that is slow and fails where, when and as often as it was told, natively.
+
+What befalls a request is a ``Fault`` of the map: no Python runs for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import os
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+from ublkpy.errors import ConfigError, UblkError
+from ublkpy.tgt.base import Geometry, Target
+from ublkpy.tgt.options import Duration, Errno, Range, Rate, Size, exact_size, option
+from ublkpy.tgt.part import Part
+from ublkpy.uring.map import Extent, Fault, Faulty, File, Map, Memory, Null, Routing, Sync
+
+Op = Literal["read", "write", "flush", "discard", "write_zeroes"]
+
+_Action = TypeVar("_Action", bound=File | Memory | Null | Sync)
+
+_HOUR = 3600 * 10**9
+_MEMORY_STEP = 64 << 20
+"""The most that one request zeroes in memory: the queue's thread does nothing else meanwhile."""
+
+
+class FaultTarget(Target):
+    """A file or memory that is slow, and fails, on purpose: for tests."""
+
+    name = "fault"
+    file: Path | None = option(None, "-f", help="backing file or block device")
+    size: Size | None = option(
+        None, help="in its place, so much memory, which goes with the daemon", minimum=512, multiple=512
+    )
+    delay: Duration | None = option(None, help="how late each request is", maximum=_HOUR)
+    delay_read: Duration | None = option(None, help="the same for reads", maximum=_HOUR)
+    delay_write: Duration | None = option(None, help="the same for writes", maximum=_HOUR)
+    distribution: Literal["constant", "uniform", "exponential"] | None = option(
+        None, help="how delays are spread around what was said; default: constant"
+    )
+    error_rate: Rate | None = option(None, help="share of the requests that fail")
+    errno: Errno | None = option(None, help="what they fail with; default: EIO")
+    ops: tuple[Op, ...] | None = option(None, help="which of them fail; default: all", minimum=1)
+    ranges: tuple[Range, ...] | None = option(
+        None, help="where they are late and fail, START-END or START+LENGTH; default: everywhere", minimum=1
+    )
+    while_file: Path | None = option(None, help="they are late and fail only while this file exists")
+    seed: int = option(
+        0, help="of the random numbers: the same requests meet the same again", minimum=0, maximum=2**64 - 1
+    )
+
+    def open(self) -> Geometry:
+        self._check_words()
+        self._part = None if self.file is None else Part(self.file, self.disk)
+        try:
+            geometry = self._part.geometry if self._part else self._open_memory(self.size or 0)
+            self._check_ranges(geometry.size, self.block_size(geometry.logical_block))
+        except BaseException:
+            self.close()
+            raise
+        return geometry
+
+    def map(self, size: int) -> Map:
+        found = Map(size)
+        data: File | Memory = self._part.add_to(found) if self._part else found.add_memory(self._memory)
+        flush: Null | Sync = Sync((data.file,)) if isinstance(data, File) else Null()
+        faulty = Routing(
+            read=self._after_fault(found, "read", data),
+            write=self._after_fault(found, "write", data),
+            discard=self._after_fault(found, "discard", data),
+            write_zeroes=self._after_fault(found, "write_zeroes", data),
+        )
+        if self.ranges:  # a flush is in none of them
+            found.replace([Extent(0, size, Routing.all(data))], flush)
+        else:
+            found.set_flush(self._after_fault(found, "flush", flush))
+        found.replace([Extent(one.start, one.length, faulty, one.start) for one in self.ranges or [Range(0, size)]])
+        return found
+
+    def resize(self, size: int) -> None:
+        if self._part is None:
+            super().resize(size)
+            return
+        for one in self.ranges or ():
+            if one.end > size or one.end == self._part.size:
+                raise UblkError(
+                    f"range {one} ends behind the new end of the device, or moves with it",
+                    "delete the device, and add it anew",
+                )
+        self._part.resize(size)
+
+    def close(self) -> None:
+        if self._part:
+            self._part.close()
+
+    @property
+    def outlives_daemon(self) -> bool:
+        return self.file is not None
+
+    def backing(self) -> str:
+        return str(self.file or "")
+
+    def status(self) -> dict[str, object]:
+        return {"backing_file": str(self.file)} if self.file else {}
+
+    def _after_fault(self, found: Map, op: Op, action: _Action) -> _Action | Faulty:
+        """The action, and before it what befalls such requests, if anything does."""
+        own = {"read": self.delay_read, "write": self.delay_write}.get(op)
+        delay = (self.delay if own is None else own) or 0
+        rate = (self.error_rate or 0.0) if op in (self.ops or get_args(Op)) else 0.0
+        if not delay and not rate:
+            return action
+        number = self.errno or errno.EIO
+        fault = Fault(delay, self.distribution or "constant", rate, number, self.while_file, self.seed)
+        return Faulty(action, found.add_fault(fault))
+
+    def _open_memory(self, size: int) -> Geometry:
+        try:
+            self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as e:
+            raise UblkError(
+                f"there is no memory for {exact_size(size)}: {os.strerror(e.errno or 0)}", "keep it in a file: --file"
+            ) from e
+        return Geometry(
+            size=size,
+            write_cache=self.disk.write_cache is not False,
+            discard_granularity=4096,
+            max_discard_bytes=_MEMORY_STEP,
+            max_write_zeroes_bytes=_MEMORY_STEP,
+        )
+
+    # -- what was said ---------------------------------------------------------------------
+
+    def _check_words(self) -> None:
+        """What does not go together, whatever the backing."""
+        if self.file is None and self.size is None:
+            raise ConfigError(
+                "neither a file nor a size is given", "name a file with --file FILE, or take memory with --size SIZE"
+            )
+        if self.file is not None and self.size is not None:
+            raise ConfigError("a file has its own size, and size is for memory", "leave one of the two out")
+        is_late = any((self.delay, self.delay_read, self.delay_write))
+        self._refuse(not is_late, ("distribution",), "nothing is late", "delay, such as 10ms")
+        self._refuse(self.error_rate is None, ("errno", "ops"), "nothing fails", "error_rate, such as 1%")
+        self._refuse(
+            not is_late and self.error_rate is None,
+            ("ranges", "while_file"),
+            "nothing is late, and nothing fails",
+            "delay or error_rate",
+        )
+        if self.ranges and "flush" in (self.ops or ()):
+            raise ConfigError(
+                "ops and ranges: a flush is about the whole disk, and in no range", "leave flush out, or ranges"
+            )
+        if self.while_file and not self.while_file.parent.is_dir():
+            folder = self.while_file.parent
+            raise UblkError(f"there is no folder {folder} for while_file", f"make it with: mkdir -p {folder}")
+
+    def _refuse(self, is_in_vain: bool, names: tuple[str, ...], why: str, missing: str) -> None:
+        said = [name for name in names if getattr(self, name) is not None]
+        if is_in_vain and said:
+            raise ConfigError(f"{' and '.join(said)}: {why}", f"say {missing}, too")
+
+    def _check_ranges(self, size: int, block: int) -> None:
+        ranges = sorted(self.ranges or ())
+        for one in ranges:
+            if one.end > size:
+                raise UblkError(f"range {one} is not within the device, which has {exact_size(size)}")
+            if one.start % block or one.end % block:
+                raise UblkError(f"range {one} does not begin and end with a block of the device, {block} bytes")
+        for left, right in itertools.pairwise(ranges):
+            if right.start < left.end:
+                raise ConfigError(f"ranges {left} and {right} overlap", "make one of them")
