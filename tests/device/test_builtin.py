@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from ublkpy.life.recover import recover
 
-from . import disk, kernel, load
+from . import disk, kernel, load, program
 from .devices import MIB, Device, Devices
 from .test_filesystem import TREE, checksums
 
@@ -59,3 +61,27 @@ def test_what_was_flushed_outlives_the_daemon(device: Device) -> None:
         assert disk.read(device.node, at, MIB) == data[at : at + MIB]
     disk.write(device.node, 0, data[MIB : 2 * MIB])
     assert disk.read(device.node, 0, MIB) == data[MIB : 2 * MIB]
+
+
+PAGES = Path(__file__).parents[2] / "docs/targets"
+
+
+@pytest.mark.any_kernel
+@pytest.mark.parametrize("target", ["concat", "error", "full", "mirror", "pattern", "stripe", "zero"])
+def test_the_example_of_its_page(devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """The commands that it begins with."""
+    monkeypatch.chdir(scratch)
+    found = re.search(r"(?:^    .*\n)+", (PAGES / f"{target}.md").read_text(), re.MULTILINE)
+    assert found
+    for command in found[0].splitlines():
+        name, *args = shlex.split(command, comments=True)
+        if name != "ublk":
+            kernel.run(name, *args)
+            continue
+        if args[0] == "add" and Path("/dev/ublkb0").exists():
+            devices.remove(Device(0))
+        done = program.ublk(*args)
+        assert done.status == 0, done.err
+        assert args[0] != "add" or done.out == "/dev/ublkb0\n"
+        devices.adopt(0)
+    assert target in program.ublk("list").out

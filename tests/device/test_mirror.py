@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy.errors import UblkError
+from ublkpy.daemon.channel import ask
+from ublkpy.errors import ExitCode, UblkError
 from ublkpy.life.recover import recover
 from ublkpy.life.resync import resync
 from ublkpy.tgt import mirror_label
 
-from . import disk, kernel, load
+from . import disk, kernel, load, program
 from .devices import MIB, Device, Devices, until
 
 ROOM = mirror_label.ROOM
@@ -226,6 +227,42 @@ def test_a_new_leg_in_the_place_of_one_that_is_gone(devices: Devices, scratch: P
     assert disk.read(device.node, 2 * MIB, MIB) == data[:MIB]
 
 
+def test_the_command_brings_a_leg_back(devices: Devices, scratch: Path) -> None:
+    files = legs(scratch)
+    device = devices.add("mirror", files=files)
+    devices.remove(device)
+    files[1].unlink()
+    disk.image(files[1], 16 * MIB + ROOM, b"something else")
+    device = devices.add("mirror", files=files, degraded=True, create=True)
+    done = program.ublk("resync", "-n", str(device.id))
+    assert (done.status, done.out) == (0, ""), done.err
+    assert shown(device) == ["in sync", "in sync"]
+    assert "out of sync" not in program.ublk("list").out
+
+
+def test_a_file_with_something_else_is_overwritten_by_force_alone(devices: Devices, scratch: Path) -> None:
+    files = legs(scratch)
+    device = devices.add("mirror", files=files)
+    devices.remove(device)
+    files[1].unlink()
+    device = devices.add("mirror", files=files, degraded=True)
+    disk.image(files[1], 16 * MIB + ROOM, b"something else")
+    done = program.ublk("resync", "-n", str(device.id))
+    assert (done.status, done.out) == (ExitCode.FAILED, "")
+    assert f"{files[1]} is not blank, and no leg of this mirror" in done.err
+    assert "out of sync" in program.ublk("list").out
+    assert program.ublk("resync", "--force", "-n", str(device.id)).status == 0
+    assert shown(device) == ["in sync", "in sync"]
+
+
+@pytest.mark.any_kernel
+def test_what_has_no_legs(devices: Devices) -> None:
+    device = devices.null()
+    done = program.ublk("resync", "-n", str(device.id))
+    assert done.status == ExitCode.FAILED
+    assert "a device of target null has no legs to bring back" in done.err
+
+
 def test_a_copy_that_was_interrupted_is_not_taken_for_whole(devices: Devices, scratch: Path) -> None:
     """A new leg has no label of its own until it has everything."""
     files = legs(scratch, size=32 * MIB)
@@ -236,8 +273,6 @@ def test_a_copy_that_was_interrupted_is_not_taken_for_whole(devices: Devices, sc
     files[1].unlink()
     disk.image(files[1], 32 * MIB + ROOM)
     device = devices.add("mirror", files=files, degraded=True, recovery="queue")
-    from ublkpy.daemon.channel import ask
-
     ask(device.id, "resync", 20, force=False)
     until(lambda: ask(device.id, "progress", 20)["done"], "it has begun")
     device.kill_daemon()

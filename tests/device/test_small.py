@@ -1,4 +1,4 @@
-"""The targets without anything behind them: zero, full and pattern."""
+"""The targets without anything behind them: zero, full, pattern and error."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_each_place_is_its_own_number(devices: Devices, mode: str) -> None:
 
 
 @pytest.mark.any_kernel
-@pytest.mark.parametrize("target", ["zero", "full", "pattern"])
+@pytest.mark.parametrize("target", ["zero", "full", "pattern", "error"])
 def test_they_grow_and_shrink(devices: Devices, target: str) -> None:
     from ublkpy.life.resize import resize
 
@@ -69,4 +69,17 @@ def test_they_grow_and_shrink(devices: Devices, target: str) -> None:
     for size in (128 * MIB, 32 * MIB):
         resize(device.id, size)
         assert int(device.queue("../size")) * 512 == size
-    assert len(disk.read(device.node, 32 * MIB - 4096, 4096)) == 4096
+    if target != "error":
+        assert len(disk.read(device.node, 32 * MIB - 4096, 4096)) == 4096
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENODATA])
+def test_each_request_fails(devices: Devices, mode: str, number: int) -> None:
+    device = devices.add("error", size=64 * MIB, errno=number, mode=mode)
+    why = os.strerror(number)
+    with pytest.raises(OSError, match=why):
+        disk.read(device.node, 0, 4096)
+    with pytest.raises(OSError, match=why):
+        disk.write(device.node, MIB, bytes(4096))
+    with pytest.raises(OSError, match=why):
+        disk.discard(device.node, 0, MIB)

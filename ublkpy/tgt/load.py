@@ -38,6 +38,7 @@ GROUP = "ublkpy.targets"
 BUILT_IN = {
     "concat": "ublkpy.tgt.concat:ConcatTarget",
     "full": "ublkpy.tgt.full:FullTarget",
+    "error": "ublkpy.tgt.error:ErrorTarget",
     "fault": "ublkpy.tgt.fault:FaultTarget",
     "loop": "ublkpy.tgt.loop:LoopTarget",
     "mirror": "ublkpy.tgt.mirror:MirrorTarget",
