@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .servers import DEPTH, Place, Served, Server
+from .servers import DEPTH, SIZE_BYTES, Place, Served, Server, legs
 from .servers.ublk import added
 from .subject import Family, Subject
 
@@ -25,7 +25,7 @@ _KUBLK_MODES = (
 
 def _kublk(program: Path) -> list[Subject]:
     """The kernel's own server, in tools/testing/selftests/ublk of its source."""
-    families: tuple[tuple[str, Family], ...] = (("null", "null"), ("loop", "file"))
+    families: tuple[tuple[str, Family], ...] = (("null", "null"), ("loop", "file"), ("stripe", "file"))
     return [
         Subject(f"kublk-{target}{suffix}", family, _kublk_server(program, target, options))
         for target, family in families
@@ -37,10 +37,10 @@ def _kublk_server(program: Path, target: str, options: tuple[str, ...]) -> Serve
     @contextmanager
     def serve(place: Place) -> Iterator[Served]:
         add: list[str | Path] = [program, "add", "-t", target, "-q", str(place.queues), "-d", str(DEPTH), *options]
-        if target == "loop":
-            add.append(place.file)
-        with added(add, [program, "del", "-n"]) as served:
-            yield served
+        with legs(place, SIZE_BYTES // 2) as files:
+            add += {"loop": [place.file], "stripe": files}.get(target, [])
+            with added(add, [program, "del", "-n"]) as served:
+                yield served
 
     return serve
 

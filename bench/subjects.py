@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from . import peers, workloads
-from .servers import kernel, nbd, ublkpy
+from .servers import SIZE_BYTES, kernel, nbd, ublkpy
 from .subject import Family, Subject
 from .workloads import Workload
 
@@ -23,6 +23,8 @@ _VARIANTS = (("", ()), *((f"-{mode}", ("--mode", mode)) for mode in (*_ONE_BY_ON
 
 # of those, what matters to targets in Python: they have the data in a buffer in any mode
 _BUFFERED = tuple(variant for variant in _VARIANTS if variant[0] in ("", "-copy"))
+# what the label of a mirror takes at the end of each file
+_LABEL = 64 << 10
 _PYTHON = (("python", ublkpy.ram), ("python-async", ublkpy.ram_async), ("python-plugin", ublkpy.ram_plugin))
 
 _TABLE = (
@@ -34,6 +36,9 @@ _TABLE = (
         for suffix, options in _BUFFERED
     ),
     *(Subject(f"loop{suffix}", "file", ublkpy.loop(*options), ours=True) for suffix, options in _VARIANTS),
+    Subject("concat", "file", ublkpy.over_two("concat", SIZE_BYTES // 2), ours=True),
+    Subject("stripe", "file", ublkpy.over_two("stripe", SIZE_BYTES // 2), ours=True),
+    Subject("mirror", "file", ublkpy.over_two("mirror", SIZE_BYTES + _LABEL), ours=True),
     Subject("extents-1", "file", ublkpy.extents(1), ours=True),
     Subject("extents-1M", "file", ublkpy.extents(1_000_000), ours=True),
     Subject("kernel-loop", "file", kernel.loop),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,20 @@ class Place:
     file: Path
     modules: Path
     queues: int
+
+
+@contextmanager
+def legs(place: Place, size: int) -> Iterator[list[Path]]:
+    """Two files of so many bytes, for servers that put several together."""
+    files = [place.folder / f"leg{n}" for n in range(2)]
+    try:
+        for file in files:
+            with file.open("wb") as made:
+                made.truncate(size)
+        yield files
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import DEPTH, DISKS, SIZE_BYTES, Place, Served, Server
+from . import DEPTH, DISKS, SIZE_BYTES, Place, Served, Server, legs
 from .ublk import added
 
 _UBLK = Path(sys.executable).with_name("ublk")
@@ -23,6 +23,19 @@ def null(*options: str) -> Server:
 def loop(*options: str) -> Server:
     """The loop target on the place's file."""
     return _server("loop", *options, file=True)
+
+
+def over_two(target: str, size: int) -> Server:
+    """A target over two files of so many bytes each."""
+
+    @contextmanager
+    def serve(place: Place) -> Iterator[Served]:
+        with legs(place, size) as files:
+            flags = [flag for file in files for flag in ("-f", str(file))]
+            with _server(target, *flags)(place) as served:
+                yield served
+
+    return serve
 
 
 def ram(*options: str) -> Server:
