@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,8 +10,8 @@ from ublkpy.daemon.channel import Orders
 from ublkpy.tgt.base import Target
 
 
-def orders(target: Target) -> Orders:
-    """What can be ordered of a target."""
+def orders(target: Target, note: Callable[[], None]) -> Orders:
+    """What can be ordered of a target. Before it is told how far that is, ``note`` writes down what has come of it."""
 
     def begin(force: bool) -> dict[str, Any]:
         target.resync(force=force)
@@ -18,6 +19,7 @@ def orders(target: Target) -> Orders:
 
     def tell() -> dict[str, Any]:
         found = target.progress()
+        note()
         return asdict(found) if found else {}
 
     return {"resync": begin, "progress": tell}

@@ -305,7 +305,7 @@ class Server:
             "resize": self._resize,
             "service": self._manager.to_dict,
             "pulse": self._pulse.to_dict,
-            **resync.orders(target),
+            **resync.orders(target, self._check_change),
         }
         self._channel = Channel(info.dev_id, orders)
 

@@ -117,4 +117,4 @@ class MirrorTarget(Target):
             if found.problem:
                 raise found.problem
             member.leg, member.label = found.leg, found.label
-        check_member(member, label, force=force)
+        check_member(member, label, force=force or self.create)

@@ -215,11 +215,11 @@ class Keeper:
         self._forget(member, error)
         self._write_labels()
         self._use()
-        self._changed()
 
     def _forget(self, member: Member, error: int) -> None:
         _log.error("%s failed: %s; the mirror goes on without it", member.path, os.strerror(error))
         self._in_sync.remove(member)
+        self._changed()
         if len(self._in_sync) == 1 and not self._joining:  # the one that is left differs from nobody
             self.regions.behind[:] = bytes(self.regions.count)
             self._stop_copying(f"{member.path}: {os.strerror(error)}")
@@ -227,9 +227,9 @@ class Keeper:
     def _give_up_joining(self, member: Member, error: int) -> None:
         _log.error("%s failed while it was brought back: %s", member.path, os.strerror(error))
         self._joining.remove(member)
+        self._changed()
         self._stop_copying(f"{member.path}: {os.strerror(error)}")
         self._use()
-        self._changed()
 
     def _join(self, *, force: bool) -> None:
         """Write to the legs that are not in sync from now on, and begin to copy what they missed."""
@@ -436,7 +436,6 @@ class Keeper:
             for member, e in failed:
                 self._forget(member, e.errno or errno.EIO)
             self._use()
-            self._changed()
 
     def _states(self) -> tuple[bool, ...]:
         return tuple(member in self._in_sync for member in self._members)
