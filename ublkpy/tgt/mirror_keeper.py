@@ -225,8 +225,9 @@ class Keeper:
             self._stop_copying(f"{member.path}: {os.strerror(error)}")
 
     def _give_up_joining(self, member: Member, error: int) -> None:
+        """With it all that were to come back: what is not copied to the end is not in sync."""
         _log.error("%s failed while it was brought back: %s", member.path, os.strerror(error))
-        self._joining.remove(member)
+        self._joining.clear()
         self._changed()
         self._stop_copying(f"{member.path}: {os.strerror(error)}")
         self._use()
@@ -328,8 +329,8 @@ class Keeper:
             if len(self._in_sync) > 1:
                 self._drop(source, e.errno or errno.EIO)
                 raise TimeoutError from e  # again, from the next one
-            for member in list(self._joining):
-                self._give_up_joining(member, e.errno or errno.EIO)
+            if self._joining:
+                self._give_up_joining(self._joining[0], e.errno or errno.EIO)
             self._stop_copying(f"{source.path} cannot be read: {e.strerror}")
             return
         for member in others:
@@ -340,8 +341,8 @@ class Keeper:
             except OSError as e:
                 if member in self._joining:
                     self._give_up_joining(member, e.errno or errno.EIO)
-                else:
-                    self._drop(member, e.errno or errno.EIO)
+                    return
+                self._drop(member, e.errno or errno.EIO)
 
     def _finish(self) -> None:
         """All is copied: who was brought back is as good as the others, once that is durable."""
