@@ -72,11 +72,11 @@ async def _main(parts: Sequence[argparse.Namespace]) -> int:
     series = [_all_known(re.split(r"[\s,]+", part.kernels.strip())) for part in parts]
     runs = [run for job, wanted in zip(jobs, series, strict=True) for run in await _runs(job, wanted)]
     accelerator = INSTRUCTION_CLOCK if first.instruction_clock else await choose(runs[0].kernel)
-    statuses = await all_of(runs, accelerator, first.jobs)
-    failed = [f"{run.title} ({status})" for run, status in zip(runs, statuses, strict=True) if status]
+    outcomes = await all_of(runs, accelerator, first.jobs)
+    failed = [outcome for outcome in outcomes if outcome.status]
     if failed and len(runs) > 1:
-        print(f"tests.vm: failed on {', '.join(failed)}", file=sys.stderr)
-    return next(filter(None, statuses), 0)
+        print("tests.vm: failed on", *failed, sep="\n  ", file=sys.stderr)
+    return failed[0].status if failed else 0
 
 
 async def _here(jobs: Sequence[Job]) -> int:

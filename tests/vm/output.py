@@ -3,6 +3,8 @@
 import sys
 from typing import BinaryIO
 
+_FAILURES = (b"FAILED ", b"ERROR ")  # how pytest's summary begins the line of each
+
 
 class Lane:
     """What one run prints: kept back until its turn comes, passed on as it comes from then on."""
@@ -12,8 +14,12 @@ class Lane:
         self._to_stderr = to_stderr
         self._live = False
         self._kept: list[tuple[BinaryIO, bytes]] = []
+        self._line = b""
+        self.failures: list[str] = []  # the lines in which pytest names what failed
 
     def out(self, data: bytes) -> None:
+        *lines, self._line = (self._line + data).split(b"\n")
+        self.failures += (line.decode(errors="replace").rstrip() for line in lines if line.startswith(_FAILURES))
         self._put((sys.stderr if self._to_stderr else sys.stdout).buffer, data)
 
     def err(self, text: str) -> None:

@@ -58,8 +58,20 @@ class Run:
         return f"Linux {self.kernel.release}" + (" with systemd" if self.job.systemd else "")
 
 
-async def all_of(runs: Sequence[Run], accelerator: Accelerator, at_once: int) -> list[int]:
-    """Begin `runs` in this order, `at_once` of them at a time; their exit statuses, in this order, too."""
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run."""
+
+    run: Run
+    status: int
+    failures: Sequence[str]
+
+    def __str__(self) -> str:
+        return "\n    ".join([f"{self.run.title} ({self.status})", *self.failures])
+
+
+async def all_of(runs: Sequence[Run], accelerator: Accelerator, at_once: int) -> list[Outcome]:
+    """Begin `runs` in this order, `at_once` of them at a time; what came of them, in this order, too."""
     lanes = [Lane() for _ in runs]
     slots = asyncio.Semaphore(at_once)
 
@@ -78,7 +90,7 @@ async def all_of(runs: Sequence[Run], accelerator: Accelerator, at_once: int) ->
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [task.result() for task in tasks]
+    return [Outcome(run, task.result(), lane.failures) for run, task, lane in zip(runs, tasks, lanes, strict=True)]
 
 
 async def on_one(job: Job, kernel: Kernel, accelerator: Accelerator, lane: Lane) -> int:
