@@ -28,10 +28,8 @@ class EventDisk(Target):
         self.worker = Thread(target=self.work)
         self.worker.start()
 
-    def map(self, size: int) -> Map:
-        found = Map(size, Routing.all(Upcall()))
-        found.set_flush(Upcall())
-        return found
+    def map(self, target_map: Map) -> None:
+        target_map.fill(Routing.all(Upcall()), Upcall())
 
     def upcall(self, requests: Sequence[Request]) -> None:
         due = time.monotonic() + self.delay / 1000

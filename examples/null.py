@@ -18,8 +18,8 @@ class NullDisk(Target):
         # With a map, methods do not say what the disk can do: this does.
         return Geometry(self.size, discard_granularity=4096, max_discard_bytes=1 << 30, max_write_zeroes_bytes=1 << 30)
 
-    def map(self, size: int) -> Map:
-        return Map(size, Routing.all(Null()))
+    def map(self, target_map: Map) -> None:
+        target_map.fill(Routing.all(Null()))
 
 
 if __name__ == "__main__":

@@ -33,13 +33,11 @@ class Extents(Target):
     def open(self) -> Geometry:
         return Geometry(self._number * self._length)
 
-    def map(self, size: int) -> Map:
-        found = Map(size)
-        file = Routing.all(File(found.add_file(self._fd, in_memory=True)))
+    def map(self, target_map: Map) -> None:
+        file = Routing.all(File(target_map.add_file(self._fd, in_memory=True)))
         length, places = self._length, [*range(self._number)]
         places = places[self._number // 2 :] + places[: self._number // 2]
-        found.replace(Extent(n * length, length, file, place * length) for n, place in enumerate(places))
-        return found
+        target_map.replace(Extent(n * length, length, file, place * length) for n, place in enumerate(places))
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ class Mapped(Target):
     name = "mapped"
     size = 8 << 20
 
-    def __init__(self, make: Callable[[int], Map], answer: Callable[[Sequence[Request]], None] | None = None) -> None:
+    def __init__(self, make: Callable[[Map], None], answer: Callable[[Sequence[Request]], None] | None = None) -> None:
         super().__init__({})
         self._make = make
         self._answer = answer
@@ -114,8 +114,8 @@ class Mapped(Target):
             max_write_zeroes_bytes=self.size,
         )
 
-    def map(self, size: int) -> Map:
-        return self._make(size)
+    def map(self, target_map: Map) -> None:
+        self._make(target_map)
 
     def upcall(self, requests: Sequence[Request]) -> None:
         if self._answer is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ublkpy import Extent, File, Geometry, Map, Null, Routing, Target, Upcall, Zero, io, option
+from ublkpy import File, Geometry, Map, Null, Routing, Target, Upcall, Zero, io, option
 from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.life.add import add
 from ublkpy.testing import Disk, TargetContract, open_device
@@ -63,11 +63,9 @@ class InParts(InFile):
 class ReadByMap(InFile):
     """Only its writes are Python's."""
 
-    def map(self, size: int) -> Map:
-        found = Map(size)
-        file = File(found.add_file(self.fd))
-        found.replace([Extent(0, size, Routing(file, Upcall(), Null(), Zero()))], Upcall())
-        return found
+    def map(self, target_map: Map) -> None:
+        file = File(target_map.add_file(self.fd))
+        target_map.fill(Routing(file, Upcall(), Null(), Zero()), Upcall())
 
 
 class Wrong(InFile):

@@ -57,8 +57,8 @@ def test_each_byte_comes_from_its_own_place(
     fds = [open_file(disk.image(scratch / f"file{n}", SIZE, content)) for n, content in enumerate(contents)]
     block = 4096
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         first, second = (Routing.all(File(made.add_file(fd, in_memory=fd == fds[1]))) for fd in fds)
         extents = []
         for start in range(0, size, 4 * block):
@@ -67,7 +67,6 @@ def test_each_byte_comes_from_its_own_place(
             extents.append(Extent(start + 2 * block, block, Routing.all(Zero())))
             extents.append(Extent(start + 3 * block, block, first, SIZE - start - 4 * block))
         made.replace(extents, Sync((0, 1)))
-        return made
 
     device = serve(devices, Mapped(make), way)
     expected = bytearray()
@@ -92,11 +91,10 @@ def test_a_stripe_over_three_files(
     leg = 3 * MIB
     fds = [open_file(disk.image(scratch / f"leg{n}", leg)) for n in range(3)]
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         files = tuple(made.add_file(fd) for fd in fds)
         made.replace([Extent(0, size, Routing.all(Stripe(files, chunk)))], Sync(files))
-        return made
 
     device = serve(devices, Mapped(make), way, depth=4)
     data = disk.pattern(SIZE)
@@ -114,12 +112,11 @@ def test_an_error_in_the_middle_fails_the_request(
 ) -> None:
     fd = open_file(disk.image(scratch / "image", SIZE, disk.pattern(SIZE)))
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         file = Routing.all(File(made.add_file(fd)))
         made.replace([Extent(0, MIB, file), Extent(MIB, 4096, Routing.all(Error(errno.ENOSPC)))])
         made.replace([Extent(MIB + 4096, size - MIB - 4096, file, MIB + 4096)])
-        return made
 
     device = serve(devices, Mapped(make), way)
     assert disk.read(device.node, 0, MIB) == disk.pattern(SIZE)[:MIB]
@@ -135,11 +132,10 @@ def test_python_answers_what_the_map_leaves_open(
     fd = open_file(disk.image(scratch / "image", SIZE))
     memory = bytearray(SIZE)
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         file = Routing.all(File(made.add_file(fd)))
         made.replace([Extent(0, size // 2, file), Extent(size // 2, size // 2, Routing.all(Upcall()))], Upcall())
-        return made
 
     def answer(requests: Sequence[Request]) -> None:
         for request in requests:
@@ -172,12 +168,11 @@ def test_the_map_changes_and_is_asked_again(
     maps: list[Map] = []
     asked: list[int] = []
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         made.add_file(fd, in_memory=True)
         made.replace([Extent(0, size, Routing(Zero(), Upcall(), Null(), Upcall()))], Sync((0,)))
         maps.append(made)
-        return made
 
     def answer(requests: Sequence[Request]) -> None:
         for request in requests:
@@ -214,7 +209,7 @@ def test_an_answer_that_leads_to_the_next_question(devices: Devices, scratch: Pa
             else:
                 request.done()
 
-    device = serve(devices, Mapped(lambda size: Map(size, Routing.all(Upcall(early=True))), answer), mode)
+    device = serve(devices, Mapped(lambda made: made.fill(Routing.all(Upcall(early=True))), answer), mode)
     for start in range(0, MIB, 65536):
         disk.write(device.node, start, bytes(4096))
         disk.read(device.node, start, 4096)
@@ -229,7 +224,7 @@ def test_what_an_upcall_raises_is_the_answer(devices: Devices, scratch: Path, er
         raise error
 
     log = scratch / "log"
-    device = serve(devices, Mapped(lambda size: Map(size, Routing.all(Upcall())), answer), log=log)
+    device = serve(devices, Mapped(lambda made: made.fill(Routing.all(Upcall())), answer), log=log)
     with pytest.raises(OSError, match=os.strerror(expected)):
         disk.read(device.node, 0, 4096)
     assert ("ValueError: a bug" in log.read_text()) is (expected == errno.EIO)
@@ -268,14 +263,13 @@ def test_memory(devices: Devices, scratch: Path, open_file: Callable[[Path], int
     path = disk.image(scratch / "memory", SIZE)
     begin, end = MIB + 512, SIZE - MIB - 1024
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         file = Routing.all(File(made.add_file(fd)))
         memory = Routing.all(made.add_memory(mmap.mmap(open_file(path), SIZE)))
         made.replace(
             [Extent(0, begin, file), Extent(begin, end - begin, memory, begin), Extent(end, size - end, file, end)]
         )
-        return made
 
     device = serve(devices, Mapped(make), way)
     data = disk.pattern(SIZE)
@@ -324,8 +318,8 @@ def test_a_write_goes_where_the_target_wants_it(
                 assert store[where] == request.buffer
             request.done()
 
-    def make(size: int) -> Map:
-        return Map(size, Routing.all(Upcall(early=True)))
+    def make(made: Map) -> None:
+        made.fill(Routing.all(Upcall(early=True)))
 
     device = serve(devices, Mapped(make, answer), way, log=log)
     data = disk.pattern(SIZE)
@@ -375,12 +369,11 @@ def test_waiting_for_what_is_on_its_way(devices: Devices, scratch: Path, mode: s
     with kernel.null_block(scratch, "slow", **settings) as node, ThreadPoolExecutor() as pool:
         fd = os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)  # past the page cache
 
-        def make(size: int) -> Map:
-            made = Map(size)
+        def make(made: Map) -> None:
+            size = made.size
             slow = Routing.all(File(made.add_file(fd, is_block_device=True)))
             made.replace([Extent(0, MIB, slow), Extent(MIB, size - MIB, Routing.all(Upcall()))])
             maps.append(made)
-            return made
 
         device = serve(devices, Mapped(make, answer), mode, log=log, queues=2)
         slow = pool.submit(disk.read, device.node, 0, 4096)

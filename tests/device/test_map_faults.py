@@ -48,15 +48,14 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def over(fault: Fault, fd: int, *, start: int = 0, length: int = SIZE) -> Callable[[int], Map]:
+def over(fault: Fault, fd: int, *, start: int = 0, length: int = SIZE) -> Callable[[Map], None]:
     """A map of the file, with the fault in one range."""
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         number, action = made.add_fault(fault), File(made.add_file(fd))
         made.replace([Extent(0, size, Routing.all(action))])
         made.replace([Extent(start, length, Routing.all(Faulty(action, number)), start)])
-        return made
 
     return make
 
@@ -129,13 +128,12 @@ def test_memory_keeps_what_a_failed_write_would_change(mode: str) -> None:
     with mmap.mmap(-1, SIZE) as memory:
         memory[:] = OLD
 
-        def make(size: int) -> Map:
-            made = Map(size)
+        def make(made: Map) -> None:
+            size = made.size
             place: Memory = made.add_memory(memory)
             error, delay = made.add_fault(Fault(error_rate=1)), made.add_fault(Fault(delay=10**6))
             made.replace([Extent(0, MIB, Routing.all(Faulty(place, error)))])
             made.replace([Extent(MIB, size - MIB, Routing.all(Faulty(place, delay)), MIB)])
-            return made
 
         with Device(Mapped(make), mode=mode) as device:
             node = Path(device.node)
@@ -155,9 +153,9 @@ def test_the_map_is_asked_after_the_delay(
     other = os.open(disk.image(scratch / "other", SIZE, NEW), os.O_RDWR | os.O_CLOEXEC)
     maps: list[Map] = []
 
-    def make(size: int) -> Map:
-        maps.append(over(Fault(delay=3 * SECOND, while_file=switch), file)(size))
-        return maps[0]
+    def make(made: Map) -> None:
+        over(Fault(delay=3 * SECOND, while_file=switch), file)(made)
+        maps.append(made)
 
     with Device(Mapped(make), mode=way) as device:
         turn_on(device, switch)
@@ -179,12 +177,11 @@ def test_python_is_asked_after_the_fault_and_once(file: int, way: str) -> None:
     maps: list[Map] = []
     asked: list[Op] = []
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         maps.append(made)
         action = Faulty(Upcall(early=True), made.add_fault(Fault(delay=10**7)))
         made.replace([Extent(0, size, Routing.all(action))], Faulty(Upcall(), 0))
-        return made
 
     def answer(requests: Sequence[Request]) -> None:
         (found,) = maps
@@ -218,12 +215,11 @@ def test_more_parts_than_there_are_places_for(scratch: Path, way: str) -> None:
     """Each is late, by a time of its own."""
     fds = [os.open(disk.image(scratch / f"leg{n}", SIZE), os.O_RDWR | os.O_CLOEXEC) for n in range(2)]
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         files = tuple(made.add_file(fd) for fd in fds)
         action = Faulty(Stripe(files, 512), made.add_fault(Fault(delay=10**6, distribution="exponential")))
         made.replace([Extent(0, size, Routing.all(action))], Faulty(Sync(files), 0))
-        return made
 
     with Device(Mapped(make), mode=way, depth=4) as device:
         options = ("--ioengine=libaio", "--iodepth=8", "--rw=randrw", "--bsrange=512-256k", "--size=2m", "--fsync=8")
@@ -235,12 +231,11 @@ def test_more_parts_than_there_are_places_for(scratch: Path, way: str) -> None:
 def test_a_flush_fails_once_for_all_its_files(scratch: Path, file: int) -> None:
     other = os.open(disk.image(scratch / "other", SIZE), os.O_RDWR | os.O_CLOEXEC)
 
-    def make(size: int) -> Map:
-        made = Map(size)
+    def make(made: Map) -> None:
+        size = made.size
         files = made.add_file(file), made.add_file(other)
         fault = made.add_fault(Fault(delay=10**6, error_rate=0.5, seed=3))
         made.replace([Extent(0, size, Routing.all(File(files[0])))], Faulty(Sync(files), fault))
-        return made
 
     failed = 0
     with Device(Mapped(make)) as device:

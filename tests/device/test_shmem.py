@@ -72,8 +72,8 @@ class Store(Target):
     def open(self) -> Geometry:
         return Geometry(SIZE, physical_block=512, io_min=512, io_opt=512)
 
-    def map(self, size: int) -> Map:
-        return Map(size, Routing.all(Upcall()))
+    def map(self, target_map: Map) -> None:
+        target_map.fill(Routing.all(Upcall()))
 
     def upcall(self, requests: Sequence[Request]) -> None:
         while self._gate and self._gate.exists():
@@ -255,11 +255,10 @@ def test_zeroes_and_memory_of_the_target(devices: Devices) -> None:
     """What the engine answers itself is put into and taken from the client's memory, too."""
 
     class Mixed(Store):
-        def map(self, size: int) -> Map:
-            made = Map(size, Routing.all(Zero()))
-            place = Routing.all(made.add_memory(bytearray(size // 2)))
-            made.replace([Extent(0, size // 2, place)])
-            return made
+        def map(self, target_map: Map) -> None:
+            half = target_map.size // 2
+            target_map.fill(Routing.all(Zero()))
+            target_map.replace([Extent(0, half, Routing.all(target_map.add_memory(bytearray(half))))])
 
     device = serve(devices, Mixed())
     memory = Memory()

@@ -21,7 +21,7 @@ from ublkpy.life.recover import recover
 from ublkpy.system.spawn import wait_end
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.upcall.raw import Raw
-from ublkpy.uring.map import Extent, Map, Routing, Upcall
+from ublkpy.uring.map import Map, Routing, Upcall
 from ublkpy.uring.mode import MODES
 from ublkpy.uring.queue import Request
 from ublkpy.uring.uapi import Feature, Op
@@ -86,10 +86,8 @@ class InMemory(Target):
     def open(self) -> Geometry:
         return Geometry(8 * MIB)
 
-    def map(self, size: int) -> Map:
-        made = Map(size)
-        made.replace([Extent(0, size, Routing.all(Upcall()))], Upcall())
-        return made
+    def map(self, target_map: Map) -> None:
+        target_map.fill(Routing.all(Upcall()), Upcall())
 
     def upcall(self, requests: Sequence[Request]) -> None:
         (self._told / str(threading.get_native_id())).touch()

@@ -21,6 +21,7 @@ from tests import examples
 from tests.examples import FILES, FOLDER, NbdServer, WebServer, example, serving
 from ublkpy.errors import UblkError
 from ublkpy.testing import Disk, TargetContract, open_disk
+from ublkpy.tgt import handlers
 from ublkpy.tgt.base import Target
 from ublkpy.uring.map import Null, Routing
 
@@ -268,7 +269,7 @@ def test_rpc_that_ends(make: Make, nbd: NbdServer) -> None:
 
 
 def test_null_never_asks(make: Make) -> None:
-    found = make("null").map(MIB)
+    found = handlers.make_map(make("null"), MIB)
     assert [extent.routing for extent in found.extents()] == [Routing.all(Null())]
     found.close()
 

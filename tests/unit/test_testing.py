@@ -117,8 +117,8 @@ def test_a_start_that_fails(name: str) -> None:
 class Mapped(targets.Ram):
     """Nothing is left to its methods."""
 
-    def map(self, size: int) -> Map:
-        return Map(size)
+    def map(self, target_map: Map) -> None:
+        """All of it does nothing."""
 
 
 @pytest.mark.parametrize("target", [NullTarget(), Mapped()])

@@ -521,14 +521,14 @@ class Server:
             memory.close(leave_buffers=cut_off)
         if any(worker.is_inside() for worker in self._workers):
             return  # what follows is in use, and the device is not
+        if self._started:  # with threads of its own, it may change the map until then
+            handlers.stop(self._plan.config.target, was_cut=cut_off)
+            self._started = False
         if self._map:
             self._map.close()
         if self._htlb:
             self._htlb.close()
             self._htlb = None
-        if self._started:
-            handlers.stop(self._plan.config.target, was_cut=cut_off)
-            self._started = False
         if self._is_open:
             self._plan.config.target.close()
             self._is_open = False

@@ -48,7 +48,7 @@ from ublkpy.errors import UblkError
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.options import Configurable
 from ublkpy.uring.integrity import Integrity
-from ublkpy.uring.map import Error, Extent, Map, Null, Routing, Upcall
+from ublkpy.uring.map import Error, Map, Null, Routing, Upcall
 from ublkpy.uring.queue import Request
 from ublkpy.uring.zones import Zone, Zones
 
@@ -191,10 +191,11 @@ class Target(Configurable, ABC):
         """
         return None
 
-    def map(self, size: int) -> Map:
-        """Where the ``size`` bytes of the device live. Runs in the daemon's main thread, after ``start``, once.
+    def map(self, target_map: Map) -> None:
+        """Say where the bytes of the device live: in ``target_map``, which has its size, and of which nothing is said
+        yet. Runs in the daemon's main thread, after ``start``, once.
 
-        Here: with the methods of this target, all of them. The daemon closes it, after the last request.
+        Here: with the methods of this target, all of them. The map is good until ``stop`` has returned.
         """
         methods = self.methods()
 
@@ -208,9 +209,7 @@ class Target(Configurable, ABC):
             way("discard", errno.EOPNOTSUPP),
             way("write_zeroes", errno.EOPNOTSUPP),
         )
-        found = Map(size)
-        found.replace([Extent(0, size, routing)], Upcall() if "flush" in methods else Null())
-        return found
+        target_map.fill(routing, Upcall() if "flush" in methods else Null())
 
     def resize(self, size: int) -> None:
         """Make what is behind the map fit a device of ``size`` bytes: before it grows, and after it has shrunk.

@@ -35,18 +35,16 @@ class ConcatTarget(Target):
             self.close()
             raise
 
-    def map(self, size: int) -> Map:
-        found = Map(size)
-        files, sizes = self._legs.add_to(found), [leg.size for leg in self._legs]
+    def map(self, target_map: Map) -> None:
+        files, sizes = self._legs.add_to(target_map), [leg.size for leg in self._legs]
         starts = accumulate(sizes, initial=0)
-        found.replace(
+        target_map.replace(
             [
                 Extent(start, length, Routing.all(File(file)))
                 for file, start, length in zip(files, starts, sizes, strict=False)
             ],
             Sync(files),
         )
-        return found
 
     def close(self) -> None:
         self._legs.close()

@@ -29,8 +29,8 @@ class ErrorTarget(Target):
     def resize(self, size: int) -> None:
         self.size = Size(size)
 
-    def map(self, size: int) -> Map:
-        return Map(size, Routing.all(Error(self.errno)))
+    def map(self, target_map: Map) -> None:
+        target_map.fill(Routing.all(Error(self.errno)))
 
     def status(self) -> dict[str, object]:
         return {"errno": numbers.errorcode.get(self.errno, str(self.errno))}

@@ -63,22 +63,21 @@ class FaultTarget(Target):
             raise
         return geometry
 
-    def map(self, size: int) -> Map:
-        found = Map(size)
-        data: File | Memory = self._part.add_to(found) if self._part else found.add_memory(self._memory)
+    def map(self, target_map: Map) -> None:
+        data: File | Memory = self._part.add_to(target_map) if self._part else target_map.add_memory(self._memory)
         flush: Null | Sync = Sync((data.file,)) if isinstance(data, File) else Null()
         faulty = Routing(
-            read=self._after_fault(found, "read", data),
-            write=self._after_fault(found, "write", data),
-            discard=self._after_fault(found, "discard", data),
-            write_zeroes=self._after_fault(found, "write_zeroes", data),
+            read=self._after_fault(target_map, "read", data),
+            write=self._after_fault(target_map, "write", data),
+            discard=self._after_fault(target_map, "discard", data),
+            write_zeroes=self._after_fault(target_map, "write_zeroes", data),
         )
         if self.ranges:  # a flush is in none of them
-            found.replace([Extent(0, size, Routing.all(data))], flush)
+            target_map.replace([Extent(0, target_map.size, Routing.all(data))], flush)
         else:
-            found.set_flush(self._after_fault(found, "flush", flush))
-        found.replace([Extent(one.start, one.length, faulty, one.start) for one in self.ranges or [Range(0, size)]])
-        return found
+            target_map.set_flush(self._after_fault(target_map, "flush", flush))
+        everywhere = [Range(0, target_map.size)]
+        target_map.replace(Extent(one.start, one.length, faulty, one.start) for one in self.ranges or everywhere)
 
     def resize(self, size: int) -> None:
         if self._part is None:

@@ -27,6 +27,6 @@ class FullTarget(Target):
     def resize(self, size: int) -> None:
         self.size = Size(size)
 
-    def map(self, size: int) -> Map:
+    def map(self, target_map: Map) -> None:
         full = Error(errno.ENOSPC)
-        return Map(size, Routing(Zero(), full, Zero(), full))
+        target_map.fill(Routing(Zero(), full, Zero(), full))

@@ -204,9 +204,22 @@ def start(target: Target, end_device: Callable[[], None], tell_changed: Callable
 
 
 def make_map(target: Target, size: int) -> Map:
+    """``Target.map``, with a map for it. Raises UblkError."""
+    made = Map(size)
+    try:
+        fill_map(target, made)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def fill_map(target: Target, target_map: Map) -> None:
     """``Target.map``. Raises UblkError."""
+    fill: Callable[[Map], object] = target.map
     with told(target, "map"):
-        return target.map(size)
+        if fill(target_map) is not None:
+            raise TypeError("map() returned something: it says what there is in the map that it is given")
 
 
 def start_thread(target: Target) -> None:

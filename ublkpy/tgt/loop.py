@@ -16,7 +16,7 @@ from ublkpy.tgt.integrity import IntegrityTarget, open_metadata
 from ublkpy.tgt.options import SECTOR, Offset, Size, option
 from ublkpy.tgt.part import Part
 from ublkpy.uring.integrity import Integrity, Metadata
-from ublkpy.uring.map import Extent, Map, Routing, Sync
+from ublkpy.uring.map import Map, Routing, Sync
 
 
 class LoopTarget(IntegrityTarget):
@@ -51,15 +51,13 @@ class LoopTarget(IntegrityTarget):
         # What is discarded keeps its checksums, which would then be wrong; written zeroes get theirs.
         return replace(geometry, integrity=self._integrity, discard_granularity=0)
 
-    def map(self, size: int) -> Map:
-        found = Map(size)
-        data = self._part.add_to(found)
+    def map(self, target_map: Map) -> None:
+        data = self._part.add_to(target_map)
         files = [data.file]
         if self._metadata and self._integrity:
-            files.append(found.add_file(self._metadata.fd))
-            found.metadata = Metadata(self._integrity, files[1])
-        found.replace([Extent(0, size, Routing.all(data), self.offset)], Sync(tuple(files)))
-        return found
+            files.append(target_map.add_file(self._metadata.fd))
+            target_map.metadata = Metadata(self._integrity, files[1])
+        target_map.fill(Routing.all(data), Sync(tuple(files)), self.offset)
 
     def resize(self, size: int) -> None:
         self._part.resize(size)

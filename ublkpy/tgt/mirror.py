@@ -47,15 +47,9 @@ class MirrorTarget(Target):
             self.close()
             raise
 
-    def map(self, size: int) -> Map:
-        found = Map(size)
+    def map(self, target_map: Map) -> None:
         self._keeper = Keeper(self._assembly.members, self._assembly.label, self._reopen, self.tell_changed)
-        try:
-            self._keeper.begin(found, read_only=self.disk.read_only)
-        except BaseException:
-            found.close()
-            raise
-        return found
+        self._keeper.begin(target_map, read_only=self.disk.read_only)
 
     def upcall(self, requests: Sequence[Request]) -> None:
         assert self._keeper

@@ -23,5 +23,5 @@ class PatternTarget(Target):
     def resize(self, size: int) -> None:
         self.size = Size(size)
 
-    def map(self, size: int) -> Map:
-        return Map(size, Routing.all(Pattern()))
+    def map(self, target_map: Map) -> None:
+        target_map.fill(Routing.all(Pattern()))

@@ -9,7 +9,7 @@ from ublkpy.errors import UblkError
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.legs import Legs
 from ublkpy.tgt.options import Size, exact_size, option
-from ublkpy.uring.map import Extent, Map, Routing, Stripe, Sync
+from ublkpy.uring.map import Map, Routing, Stripe, Sync
 
 
 class StripeTarget(Target):
@@ -41,11 +41,9 @@ class StripeTarget(Target):
             self.close()
             raise
 
-    def map(self, size: int) -> Map:
-        found = Map(size)
-        files = self._legs.add_to(found)
-        found.replace([Extent(0, size, Routing.all(Stripe(files, self.chunk)))], Sync(files))
-        return found
+    def map(self, target_map: Map) -> None:
+        files = self._legs.add_to(target_map)
+        target_map.fill(Routing.all(Stripe(files, self.chunk)), Sync(files))
 
     def close(self) -> None:
         self._legs.close()

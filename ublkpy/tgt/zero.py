@@ -25,5 +25,5 @@ class ZeroTarget(Target):
     def resize(self, size: int) -> None:
         self.size = Size(size)
 
-    def map(self, size: int) -> Map:
-        return Map(size, Routing.all(Zero()))
+    def map(self, target_map: Map) -> None:
+        target_map.fill(Routing.all(Zero()))

@@ -109,18 +109,17 @@ class ZonedTarget(Target):
                 f"cannot write to {self.folder}: {os.strerror(e.errno or 0)}", "see what is wrong with its disk"
             ) from e
 
-    def map(self, size: int) -> Map:
+    def map(self, target_map: Map) -> None:
         assert self._store
-        found, layout = Map(size), self._layout
-        data = File(found.add_file(self._store.data, in_memory=self._store.in_memory))
+        layout = self._layout
+        data = File(target_map.add_file(self._store.data, in_memory=self._store.in_memory))
         sequential = Routing(data, Upcall(), Null(), Error(errno.EOPNOTSUPP))
         begin = layout.conv_zones * layout.zone_size
-        extents = [Extent(begin, size - begin, sequential, begin)]
+        extents = [Extent(begin, target_map.size - begin, sequential, begin)]
         if begin:
             extents.append(Extent(0, begin, Routing.all(data)))
-        found.replace(extents, Upcall() if self.folder else Null())
-        found.replace(self._exceptions())
-        return found
+        target_map.replace(extents, Upcall() if self.folder else Null())
+        target_map.replace(self._exceptions())
 
     def stop(self) -> None:
         if self._store and not self.disk.read_only:

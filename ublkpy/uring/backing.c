@@ -20,7 +20,7 @@ static void prep_rw_fixed(const struct uq_piece *p, bool write,
 	sqe->opcode = write ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED;
 	sqe->buf_index = p->tag;
 	sqe->addr = p->pos + p->done;
-	sqe->len = (uint32_t)(p->len - p->done);
+	sqe->len = p->len - p->done;
 }
 
 static void prep_fallocate(struct io_uring_sqe *sqe, const struct uq_piece *p,

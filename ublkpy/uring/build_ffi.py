@@ -270,6 +270,7 @@ struct uq_upcall {
 #define UQ_IS_EARLY ...
 #define UQ_IS_ELSEWHERE ...
 #define UQ_HAS_FAILED ...
+#define UQ_SPACE_SHIFT ...
 
 struct uq_ended { uint32_t id; int32_t res; };
 
@@ -324,7 +325,8 @@ MAP = """
 
 enum um_op { UM_READ, UM_WRITE, UM_DISCARD, UM_WRITE_ZEROES, UM_NR_OPS, ... };
 enum um_kind {
-    UM_NULL, UM_ZERO, UM_ERROR, UM_UPCALL, UM_UPCALL_EARLY, UM_PATTERN, UM_MEMORY, UM_FILE, UM_STRIPE, UM_MIRROR, ...
+    UM_NULL, UM_ZERO, UM_ERROR, UM_UPCALL, UM_UPCALL_EARLY, UM_PATTERN, UM_MEMORY, UM_FILE, UM_STRIPE, UM_MIRROR,
+    UM_SPACES, ...
 };
 
 struct um_action {
@@ -353,10 +355,11 @@ struct um_fault {
     ...;
 };
 struct um_flush { uint8_t kind; uint8_t asks; uint16_t error; uint32_t nr; uint16_t slots[]; ...; };
+struct um_space { struct um_flush *flush; ...; };
 struct um_view {
     const struct um_file *files;
-    const struct um_flush *flush;
     uint32_t nr_files;
+    struct um_space spaces[];
     ...;
 };
 struct um_map { ...; };
@@ -364,10 +367,12 @@ struct um_reader { ...; };
 struct um_hit {
     uint64_t end;
     uint64_t offset;
+    uint64_t at;
     uint8_t kind;
     uint8_t asks;
     uint8_t nr_legs;
     uint16_t slot;
+    uint16_t space;
     int32_t error;
     ...;
 };
@@ -380,20 +385,23 @@ struct um_stats {
     uint32_t nr_routings;
     uint32_t nr_files;
     uint32_t nr_faults;
+    uint32_t nr_spaces;
 };
 
 int um_init(struct um_map *map, uint64_t size);
 int um_exit(struct um_map *map);
+int um_add_space(struct um_map *map, uint64_t size);
 int um_add_file(struct um_map *map, const struct um_file *file);
 int um_add_fault(struct um_map *map, const struct um_fault *fault,
                  const char *path);
 int um_add_routing(struct um_map *map, const struct um_routing *routing);
-int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
+int um_replace(struct um_map *map, uint16_t space,
+               const struct um_extent *pieces, uint64_t nr,
                const struct um_flush *flush);
-int um_resize(struct um_map *map, uint64_t size);
-int um_walk(struct um_map *map, uint64_t pos, struct um_extent *extents,
-            uint32_t nr);
-void um_get_stats(struct um_map *map, struct um_stats *stats);
+int um_resize(struct um_map *map, uint16_t space, uint64_t size);
+int um_walk(struct um_map *map, uint16_t space, uint64_t pos,
+            struct um_extent *extents, uint32_t nr);
+void um_get_stats(struct um_map *map, uint16_t space, struct um_stats *stats);
 int um_synchronize(struct um_map *map, uint32_t timeout_ms);
 int um_drain(struct um_map *map, uint64_t start, uint64_t end,
              uint32_t timeout_ms);

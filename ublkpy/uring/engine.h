@@ -152,7 +152,7 @@ static inline void prep_rw(const struct uq_queue *q, const struct uq_piece *p,
 {
 	sqe->opcode = write ? IORING_OP_WRITE : IORING_OP_READ;
 	sqe->addr = (uint64_t)(uintptr_t)(piece_buf(q, p) + p->done);
-	sqe->len = (uint32_t)(p->len - p->done);
+	sqe->len = p->len - p->done;
 }
 
 /* The file of a piece, with the ring or by its descriptor. */
@@ -282,14 +282,42 @@ static inline int32_t data_copy(const struct uq_queue *q,
 			 data_pos(q, p->tag) + p->pos, 0);
 }
 
+/* Whether it has to be copied between the driver and our memory, and by us. */
+static inline bool copies(const struct uq_queue *q, const struct uq_piece *p)
+{
+	const struct uq_io *io = &q->ios[p->tag];
+
+	return io->way == UQ_COPIED ||
+	       (io->way > UQ_COPIED && p->kind != UM_FILE);
+}
+
+/* The data of a WRITE, before anything is done about it: 0, or -errno. */
+static inline int32_t data_in(const struct uq_queue *q,
+			      const struct ublksrv_io_desc *iod,
+			      const struct uq_piece *p)
+{
+	return iod_op(iod) == UBLK_IO_OP_WRITE && copies(q, p) ?
+		       data_copy(q, p, false) : 0;
+}
+
+/* That of a READ, when it is here. */
+static inline int32_t data_out(const struct uq_queue *q,
+			       const struct ublksrv_io_desc *iod,
+			       const struct uq_piece *p)
+{
+	return iod_op(iod) == UBLK_IO_OP_READ && copies(q, p) ?
+		       data_copy(q, p, true) : 0;
+}
+
 void data_register(struct uq_queue *q, uint16_t tag);
 void data_unregister(struct uq_queue *q, uint16_t tag);
 
-/* pattern.c: each 8 bytes hold an offset, the first of them this one */
+/* pattern.c: each 8 bytes hold their offset */
 
-void pattern_fill(unsigned char *buf, uint64_t len, uint64_t offset);
-/* -EIO for others. */
-int32_t pattern_check(const unsigned char *buf, uint64_t len, uint64_t offset);
+/* What comes of a piece in such a place: 0, or -errno, for a WRITE of others EIO. */
+int32_t pattern_serve(const struct uq_queue *q,
+		      const struct ublksrv_io_desc *iod,
+		      const struct uq_piece *p);
 
 /* shmem.c: the way of a request whose data is in memory that a client shares */
 uint8_t shm_way(const struct uq_queue *q, const struct ublksrv_io_desc *iod,

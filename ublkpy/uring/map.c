@@ -36,54 +36,68 @@ static struct um_table *new_table(uint32_t room, size_t item)
 	return table;
 }
 
-static struct um_flush *new_flush(uint8_t kind, uint16_t error,
-				  const uint16_t *slots, uint32_t nr)
+static struct um_flush *copy_flush(const struct um_flush *of)
 {
-	struct um_flush *flush = um_alloc(sizeof(*flush) + nr * sizeof(*slots));
+	size_t bytes = sizeof(*of) + of->nr * sizeof(of->slots[0]);
+	struct um_flush *flush = um_alloc(bytes);
 
 	if (!flush)
 		return NULL;
+	memcpy(flush, of, bytes);
 	flush->dead.mem = flush;
-	flush->kind = kind;
-	flush->error = error;
-	flush->nr = nr;
-	if (nr)
-		memcpy(flush->slots, slots, nr * sizeof(*slots));
 	return flush;
 }
 
-static struct um_view *new_view(void)
+static struct um_view *new_view(uint32_t nr_spaces)
 {
-	struct um_view *view = um_alloc(sizeof(*view));
+	size_t spaces = nr_spaces * sizeof(struct um_space);
+	struct um_view *view = um_alloc(sizeof(*view) + spaces);
 
-	if (view)
-		*view = (struct um_view){ .dead.mem = view };
+	if (!view)
+		return NULL;
+	*view = (struct um_view){ .dead.mem = view,
+				  .nr_spaces = (uint16_t)nr_spaces };
+	memset(view->spaces, 0, spaces);
 	return view;
 }
 
+/* Its tables are the map's, which may have grown. */
+static void fill_space(const struct um_view *view, struct um_space *space)
+{
+	const struct um_node *root = space->root;
+
+	space->level = root->level;
+	space->only = NULL;
+	if (space->nr_extents == 1) {
+		space->only = &view->routings[root->routing[0]];
+		space->only_offset = root->offset[0];
+	}
+}
+
 /*
- * Makes view the current one. It takes the map's tables and flush as they are,
- * and the caller buries what of the old ones it replaced.
+ * Makes view the current one. It takes the map's tables as they are, and the
+ * caller buries what of the old ones it replaced.
  */
 static void publish(struct um_map *map, struct um_view *view,
 		    const struct mt_change *t)
 {
 	struct um_view *old = map->view;
-	const struct um_node *root = t->root;
 
-	view->size = t->size;
-	view->root = t->root;
-	view->level = t->root->level;
-	view->nr_extents = t->nr_extents;
 	view->routings = routings(map);
 	view->files = (const void *)map->files->items;
 	view->nr_files = map->files->nr;
 	view->faults = (const void *)map->faults->items;
-	view->flush = map->flush;
-	if (t->nr_extents == 1) {
-		view->only = &view->routings[root->routing[0]];
-		view->only_offset = root->offset[0];
-	}
+	if (old)
+		memcpy(view->spaces, old->spaces,
+		       old->nr_spaces * sizeof(old->spaces[0]));
+	view->spaces[t->space] = (struct um_space){
+		.size = t->size,
+		.root = t->root,
+		.flush = t->flush,
+		.nr_extents = t->nr_extents,
+	};
+	for (unsigned int i = 0; i < view->nr_spaces; i++)
+		fill_space(view, &view->spaces[i]);
 	map->nr_nodes = t->nr_nodes;
 	/* See um_reader_enter(); a release of what the view points to, too. */
 	__atomic_store_n(&map->view, view, __ATOMIC_SEQ_CST);
@@ -107,7 +121,7 @@ static int grow(struct um_map *map, struct um_table **table, size_t item)
 	if (old->nr < old->room)
 		return 0;
 	bigger = new_table(2 * old->room, item);
-	view = new_view();
+	view = new_view(map->view->nr_spaces);
 	if (!bigger || !view) {
 		free(bigger);
 		free(view);
@@ -116,7 +130,7 @@ static int grow(struct um_map *map, struct um_table **table, size_t item)
 	memcpy(bigger->items, old->items, old->nr * item);
 	bigger->nr = old->nr;
 	*table = bigger;
-	mt_begin(&t, map);
+	mt_begin(&t, map, 0);
 	publish(map, view, &t);
 	mt_commit(&t);
 	um_bury(map, &old->dead);
@@ -144,41 +158,80 @@ static bool is_size(uint64_t size)
 	return size && size % SECTOR == 0 && size <= INT64_MAX;
 }
 
+static void free_view(struct um_view *view)
+{
+	for (unsigned int i = 0; i < view->nr_spaces; i++) {
+		mt_free(view->spaces[i].root);
+		free(view->spaces[i].flush);
+	}
+	free(view);
+}
+
+/* One extent of routing 0, as the space that comes next. */
+static int add_space(struct um_map *map, uint32_t nr, uint64_t size)
+{
+	static const struct um_flush null = { .kind = UM_NULL };
+	struct um_view *view = new_view(nr + 1);
+	struct um_flush *flush = copy_flush(&null);
+	struct mt_change t;
+	int ret;
+
+	mt_begin(&t, map, (uint16_t)nr);
+	ret = mt_plant(&t, size);
+	if (!is_size(size))
+		ret = -EINVAL;
+	else if (!view || !flush)
+		ret = -ENOMEM;
+	if (ret) {
+		mt_abort(&t);
+		free(view);
+		free(flush);
+		return ret;
+	}
+	t.flush = flush;
+	publish(map, view, &t);
+	mt_commit(&t);
+	um_reclaim(map);
+	return (int)nr;
+}
+
+int um_add_space(struct um_map *map, uint64_t size)
+{
+	uint32_t nr;
+	int ret = -ENOSPC;
+
+	pthread_mutex_lock(&map->lock);
+	nr = map->view->nr_spaces;
+	if (nr < UM_MAX_SPACES)
+		ret = add_space(map, nr, size);
+	pthread_mutex_unlock(&map->lock);
+	return ret;
+}
+
 int um_init(struct um_map *map, uint64_t size)
 {
 	static const struct um_routing null;
-	struct um_view *view = new_view();
-	struct mt_change t;
-	int ret;
+	int ret = -ENOMEM;
 
 	memset(map, 0, sizeof(*map));
 	map->routings = new_table(4, sizeof(struct um_routing));
 	map->files = new_table(8, sizeof(struct um_file));
 	map->faults = new_table(4, sizeof(struct um_fault));
-	map->flush = new_flush(UM_NULL, 0, NULL, 0);
-	mt_begin(&t, map);
-	ret = mt_plant(&t, size);
-	if (!is_size(size))
-		ret = -EINVAL;
-	else if (!view || !map->routings || !map->files || !map->faults ||
-		 !map->flush)
-		ret = -ENOMEM;
-	if (!ret)
+	if (map->routings && map->files && map->faults) {
+		append(map, &map->routings, &null, sizeof(null), 1);
+		ret = add_space(map, 0, size);
+	}
+	if (ret >= 0)
 		ret = -pthread_mutex_init(&map->lock, NULL);
 	if (ret) {
-		mt_abort(&t);
+		if (map->view)
+			free_view(map->view);
 		mt_trim(map, 0);
-		free(view);
 		free(map->routings);
 		free(map->files);
 		free(map->faults);
-		free(map->flush);
-		return ret;
 	}
-	append(map, &map->routings, &null, sizeof(null), 1);
-	publish(map, view, &t);
-	mt_commit(&t);
-	return 0;
+	return ret;
 }
 
 static void free_faults(struct um_table *faults)
@@ -195,13 +248,11 @@ int um_exit(struct um_map *map)
 	if (map->readers)
 		return -EBUSY;
 	um_reclaim(map);
-	mt_free(map->view->root);
+	free_view(map->view);
 	mt_trim(map, 0);
-	free(map->view);
 	free(map->routings);
 	free(map->files);
 	free_faults(map->faults);
-	free(map->flush);
 	return -pthread_mutex_destroy(&map->lock);
 }
 
@@ -248,6 +299,13 @@ static bool may_go_on(const struct um_map *map, uint16_t error)
 			  error - UM_FIRST_FAULT < (int)map->faults->nr);
 }
 
+static bool has_legs(const struct um_action *a, uint32_t of)
+{
+	return a->nr_legs && (uint32_t)a->slot + a->nr_legs <= of &&
+	       a->chunk_shift >= MIN_CHUNK_SHIFT &&
+	       a->chunk_shift <= MAX_CHUNK_SHIFT;
+}
+
 static bool action_is_valid(const struct um_map *map, const struct um_action *a)
 {
 	switch (a->kind) {
@@ -264,10 +322,9 @@ static bool action_is_valid(const struct um_map *map, const struct um_action *a)
 		return may_go_on(map, a->error) && a->slot < map->files->nr;
 	case UM_STRIPE:
 	case UM_MIRROR:
-		return may_go_on(map, a->error) && a->nr_legs &&
-		       (uint32_t)a->slot + a->nr_legs <= map->files->nr &&
-		       a->chunk_shift >= MIN_CHUNK_SHIFT &&
-		       a->chunk_shift <= MAX_CHUNK_SHIFT;
+		return may_go_on(map, a->error) && has_legs(a, map->files->nr);
+	case UM_SPACES: /* what befalls a request there is theirs to say */
+		return !a->error && has_legs(a, map->view->nr_spaces);
 	default:
 		return false;
 	}
@@ -297,7 +354,7 @@ static bool fits_place(const struct um_extent *e, const struct um_action *a)
 		return true;
 	if (e->offset > INT64_MAX || len > INT64_MAX - e->offset)
 		return false;
-	if (a->kind == UM_STRIPE)
+	if (a->kind == UM_STRIPE || a->kind == UM_SPACES)
 		lowest = (lowest >> a->chunk_shift) / a->nr_legs
 			 << a->chunk_shift;
 	if (a->shift < 0)
@@ -305,22 +362,27 @@ static bool fits_place(const struct um_extent *e, const struct um_action *a)
 	return e->offset + len <= INT64_MAX - (uint64_t)a->shift;
 }
 
-static int check_place(const struct um_map *map, const struct um_extent *e)
+/* Also that no space goes on in itself, through whatever others. */
+static int check_place(const struct um_map *map, uint16_t space,
+		       const struct um_extent *e)
 {
-	const struct um_routing *routing = &routings(map)[e->routing];
+	const struct um_action *a = routings(map)[e->routing].actions;
 
-	for (unsigned int op = 0; op < UM_NR_OPS; op++)
-		if (!fits_place(e, &routing->actions[op]))
+	for (unsigned int op = 0; op < UM_NR_OPS; op++, a++)
+		if (!fits_place(e, a) ||
+		    (a->kind == UM_SPACES && a->slot <= space))
 			return -EINVAL;
 	return 0;
 }
 
-static int check_piece(const struct um_map *map, const struct um_extent *e)
+static int check_piece(const struct um_map *map, uint16_t space,
+		       const struct um_extent *e)
 {
 	if (e->start % SECTOR || e->end % SECTOR || e->start >= e->end ||
-	    e->end > map->view->size || e->routing >= map->routings->nr)
+	    e->end > map->view->spaces[space].size ||
+	    e->routing >= map->routings->nr)
 		return -EINVAL;
-	return check_place(map, e);
+	return check_place(map, space, e);
 }
 
 static int check_flush(const struct um_map *map, const struct um_flush *flush)
@@ -347,14 +409,15 @@ static int by_start(const void *a, const void *b)
 }
 
 /* The valid pieces in order, without offsets that nobody uses, or -errno. */
-static int sort_pieces(const struct um_map *map, const struct um_extent *pieces,
-		       uint64_t nr, struct um_extent *sorted)
+static int sort_pieces(const struct um_map *map, uint16_t space,
+		       const struct um_extent *pieces, uint64_t nr,
+		       struct um_extent *sorted)
 {
 	bool in_order = true;
 	int ret;
 
 	for (uint64_t i = 0; i < nr; i++) {
-		ret = check_piece(map, &pieces[i]);
+		ret = check_piece(map, space, &pieces[i]);
 		if (ret)
 			return ret;
 		sorted[i] = pieces[i];
@@ -371,16 +434,18 @@ static int sort_pieces(const struct um_map *map, const struct um_extent *pieces,
 	return 0;
 }
 
-static int replace(struct um_map *map, const struct um_extent *pieces,
-		   uint64_t nr, struct um_flush *flush)
+static int replace(struct um_map *map, uint16_t space,
+		   const struct um_extent *pieces, uint64_t nr,
+		   struct um_flush *flush)
 {
-	struct um_view *view = new_view();
+	struct um_view *view = new_view(map->view->nr_spaces);
+	struct um_flush *old;
 	struct mt_change t;
 	int ret = 0;
 
 	if (!view)
 		return -ENOMEM;
-	mt_begin(&t, map);
+	mt_begin(&t, map, space);
 	/* Those of the view may have been outgrown by one of these pieces. */
 	t.routings = routings(map);
 	for (uint64_t i = 0; !ret && i < nr; i++)
@@ -390,21 +455,19 @@ static int replace(struct um_map *map, const struct um_extent *pieces,
 		free(view);
 		return ret;
 	}
-	if (flush) {
-		struct um_flush *old = map->flush;
-
-		map->flush = flush;
-		publish(map, view, &t);
+	old = t.flush;
+	if (flush)
+		t.flush = flush;
+	publish(map, view, &t);
+	if (flush)
 		um_bury(map, &old->dead);
-	} else {
-		publish(map, view, &t);
-	}
 	mt_commit(&t);
 	um_reclaim(map);
 	return 0;
 }
 
-int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
+int um_replace(struct um_map *map, uint16_t space,
+	       const struct um_extent *pieces, uint64_t nr,
 	       const struct um_flush *flush)
 {
 	struct um_extent *sorted = NULL;
@@ -417,17 +480,16 @@ int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
 	if (nr)
 		sorted = malloc(nr * sizeof(*sorted));
 	if (flush)
-		copy = new_flush(flush->kind, flush->error, flush->slots,
-				 flush->nr);
+		copy = copy_flush(flush);
 	if ((nr && !sorted) || (flush && !copy))
 		ret = -ENOMEM;
 	pthread_mutex_lock(&map->lock);
 	if (!ret && flush)
 		ret = check_flush(map, flush);
 	if (!ret)
-		ret = sort_pieces(map, pieces, nr, sorted);
+		ret = sort_pieces(map, space, pieces, nr, sorted);
 	if (!ret)
-		ret = replace(map, sorted, nr, copy);
+		ret = replace(map, space, sorted, nr, copy);
 	pthread_mutex_unlock(&map->lock);
 	free(sorted);
 	if (ret)
@@ -450,21 +512,22 @@ static int cut(struct mt_change *t, uint64_t size)
 	return mt_put(t, &e);
 }
 
-static int resize(struct um_map *map, uint64_t size)
+static int resize(struct um_map *map, uint16_t space, uint64_t size)
 {
+	const struct um_space *old = &map->view->spaces[space];
 	struct um_view *view;
 	struct um_extent last;
 	struct mt_change t;
 	int ret;
 
-	mt_get(map->view->root, map->view->size, map->view->size - 1, &last);
+	mt_get(old->root, old->size, old->size - 1, &last);
 	last.end = size;
-	if (size > map->view->size && check_place(map, &last))
+	if (size > old->size && check_place(map, space, &last))
 		return -EINVAL;
-	view = new_view();
+	view = new_view(map->view->nr_spaces);
 	if (!view)
 		return -ENOMEM;
-	mt_begin(&t, map);
+	mt_begin(&t, map, space);
 	ret = cut(&t, size);
 	if (ret) {
 		mt_abort(&t);
@@ -478,44 +541,50 @@ static int resize(struct um_map *map, uint64_t size)
 	return 0;
 }
 
-int um_resize(struct um_map *map, uint64_t size)
+int um_resize(struct um_map *map, uint16_t space, uint64_t size)
 {
 	int ret;
 
 	if (!is_size(size))
 		return -EINVAL;
 	pthread_mutex_lock(&map->lock);
-	ret = resize(map, size);
+	ret = resize(map, space, size);
 	pthread_mutex_unlock(&map->lock);
 	return ret;
 }
 
-int um_walk(struct um_map *map, uint64_t pos, struct um_extent *extents,
-	    uint32_t nr)
+int um_walk(struct um_map *map, uint16_t space, uint64_t pos,
+	    struct um_extent *extents, uint32_t nr)
 {
+	const struct um_space *s;
 	uint32_t i;
 
 	pthread_mutex_lock(&map->lock);
-	for (i = 0; i < nr && pos < map->view->size; i++) {
-		mt_get(map->view->root, map->view->size, pos, &extents[i]);
+	s = &map->view->spaces[space];
+	for (i = 0; i < nr && pos < s->size; i++) {
+		mt_get(s->root, s->size, pos, &extents[i]);
 		pos = extents[i].end;
 	}
 	pthread_mutex_unlock(&map->lock);
 	return (int)i;
 }
 
-void um_get_stats(struct um_map *map, struct um_stats *stats)
+void um_get_stats(struct um_map *map, uint16_t space, struct um_stats *stats)
 {
+	const struct um_space *s;
+
 	pthread_mutex_lock(&map->lock);
 	um_reclaim(map);
+	s = &map->view->spaces[space];
 	*stats = (struct um_stats){
-		.nr_extents = map->view->nr_extents,
+		.nr_extents = s->nr_extents,
 		.nr_nodes = map->nr_nodes,
 		.nr_dead = map->nr_dead,
-		.levels = map->view->root->level + 1U,
+		.levels = s->level + 1U,
 		.nr_routings = map->routings->nr,
 		.nr_files = map->files->nr,
 		.nr_faults = map->faults->nr,
+		.nr_spaces = map->view->nr_spaces,
 	};
 	pthread_mutex_unlock(&map->lock);
 }

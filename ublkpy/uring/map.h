@@ -2,9 +2,11 @@
 /*
  * The extent map: where each byte of a device lives, and what is done about it.
  *
- * A map is a partition of [0, size) into extents. An extent has a routing that
- * says for each op what to do; positions are in bytes, starts and ends are
- * multiples of 512. No I/O happens here.
+ * A map has one or several spaces. A space is a partition of [0, size) into
+ * extents. An extent has a routing that says for each op what to do; positions
+ * are in bytes, starts and ends are multiples of 512. The first space is the
+ * device; the others are what extents of spaces with lower numbers go on in. No
+ * I/O happens here.
  *
  * Writers (any thread, one at a time by the map's mutex) never change what has
  * been published: they make a new tree that shares most of its nodes with the
@@ -37,12 +39,14 @@ enum um_kind {
 	UM_PATTERN,	/* each 8 bytes hold their offset, or a WRITE fails */
 	UM_MEMORY,	/* in our own memory */
 	UM_FILE,	/* in one file */
-	/* What has legs. In a hit, it is UM_FILE. */
+	/* What has legs. In a hit, it is UM_FILE, or what their space says. */
 	UM_STRIPE,	/* in turns in several files */
 	UM_MIRROR,	/* in each of several files, at the same place */
+	UM_SPACES,	/* in turns in several other spaces, or in one */
 };
 
 #define UM_MAX_FILES	65535
+#define UM_MAX_SPACES	4096
 #define UM_MAX_ERRNO	4095
 #define UM_MAX_FAULTS	32768
 
@@ -59,13 +63,13 @@ enum um_kind {
  * c = p >> chunk_shift, which is number c / nr_legs in file slot + c % nr_legs,
  * and shift is added there. That of a UM_MIRROR is at p + shift in all of its
  * files; a READ takes chunk c from file slot + c % nr_legs. What fails there is
- * Python's to decide.
+ * Python's to decide. UM_SPACES is as UM_STRIPE, with spaces, whatever the op.
  */
 struct um_action {
 	uint8_t kind;		/* enum um_kind */
 	uint8_t chunk_shift;	/* with legs: log2 of the chunk's bytes, >= 9 */
-	uint16_t slot;		/* UM_FILE, or with legs: the first file */
-	uint8_t nr_legs;	/* so many files, one slot each */
+	uint16_t slot;		/* UM_FILE, or with legs: the first file, or space */
+	uint8_t nr_legs;	/* so many files, one slot each, or spaces */
 	uint16_t error;		/* UM_ERROR: an errno; others: a fault, or 0 */
 	int64_t shift;		/* bytes */
 };
@@ -150,24 +154,30 @@ struct um_flush {
 	uint16_t slots[];	/* each more than the one before it */
 };
 
+/* One state of a space; part of a um_view. */
+struct um_space {
+	uint64_t size;			/* bytes */
+	const struct um_routing *only;	/* of the one extent, else NULL */
+	uint64_t only_offset;
+	struct um_node *root;
+	struct um_flush *flush;
+	uint64_t nr_extents;
+	uint8_t level;			/* of the root */
+};
+
 /*
  * One state of the map. Immutable; owned by the map, as all that it points to.
  * The tables only grow: ids and slots of an older view are good in a newer
  * one, and what lies behind nr_files is not to be looked at.
  */
 struct um_view {
-	uint64_t size;			/* bytes */
-	const struct um_routing *only;	/* of the one extent, else NULL */
-	uint64_t only_offset;
-	struct um_node *root;
 	const struct um_routing *routings;
 	const struct um_file *files;
 	const struct um_fault *faults;
-	const struct um_flush *flush;
-	uint64_t nr_extents;
 	uint32_t nr_files;
-	uint8_t level;			/* of the root */
+	uint16_t nr_spaces;
 	struct um_dead dead;
+	struct um_space spaces[];
 };
 
 struct um_map;
@@ -210,11 +220,10 @@ struct um_map {
 	struct um_table *routings;
 	struct um_table *files;
 	struct um_table *faults;
-	struct um_flush *flush;		/* that of the current view */
 	struct um_dead *dead;		/* latest first */
 	struct um_node *spare;		/* unpublished, for the next change */
 	uint32_t nr_spare;
-	uint64_t nr_nodes;		/* in the current tree */
+	uint64_t nr_nodes;		/* in the current trees */
 	uint64_t nr_dead;		/* on the list above, of any kind */
 };
 
@@ -223,34 +232,46 @@ struct um_map {
  * the same time, um_leg() has the place in each.
  */
 struct um_hit {
-	uint64_t end;		/* bytes, position in the device */
+	uint64_t end;		/* bytes, position in the space it was asked of */
 	uint64_t offset;	/* UM_FILE: bytes, position in it; UM_MEMORY: address */
+	uint64_t at;		/* bytes, position in the space that says so */
 	const struct um_action *action;	/* with nr_legs: of um_leg() */
 	uint8_t kind;		/* enum um_kind, never one with legs */
 	uint8_t asks;		/* UM_FILE: what fails is Python's to decide */
 	uint8_t nr_legs;	/* UM_FILE: in so many, from slot on; 0: in one */
 	uint16_t slot;		/* UM_FILE: into um_view.files */
+	uint16_t space;		/* that says so */
 	int32_t error;		/* UM_ERROR: -errno; others: a fault, negated, or 0 */
 };
 
 struct um_stats {
-	uint64_t nr_extents;
-	uint64_t nr_nodes;	/* in the current tree */
+	uint64_t nr_extents;	/* of one space */
+	uint64_t nr_nodes;	/* in the current trees */
 	uint64_t nr_dead;	/* replaced, but a reader may have it */
-	uint32_t levels;	/* 1: the root is a leaf */
+	uint32_t levels;	/* of one space; 1: the root is a leaf */
 	uint32_t nr_routings;
 	uint32_t nr_files;
 	uint32_t nr_faults;
+	uint32_t nr_spaces;
 };
 
-/* At first one extent of routing 0. um_exit(): -EBUSY while it has readers. */
+/*
+ * With one space, the number 0, at first one extent of routing 0. um_exit():
+ * -EBUSY while it has readers.
+ */
 int um_init(struct um_map *map, uint64_t size);
 int um_exit(struct um_map *map);
 
 /*
+ * One more, likewise: its number, or -EINVAL for what is no size, -ENOSPC,
+ * -ENOMEM.
+ */
+int um_add_space(struct um_map *map, uint64_t size);
+
+/*
  * These return the id of what they added, or -EINVAL, -ENOSPC, -ENOMEM. A
- * routing may name only files and faults that have been added. Routing 0 is UM_NULL for
- * all ops. Ids are counted from 0 on.
+ * routing may name only files, faults and spaces that have been added. Routing 0
+ * is UM_NULL for all ops. Ids are counted from 0 on.
  */
 int um_add_file(struct um_map *map, const struct um_file *file);
 /* The map makes a copy of path, which is its own. */
@@ -259,26 +280,27 @@ int um_add_fault(struct um_map *map, const struct um_fault *fault,
 int um_add_routing(struct um_map *map, const struct um_routing *routing);
 
 /*
- * Puts the pieces, which may be in any order, in the place of what is there.
- * All at once for readers, and all or nothing: -EINVAL for pieces that overlap,
- * are empty, misaligned, outside, of an unknown routing, or where no file can
- * have bytes; -ENOMEM. The flush, if not NULL, is copied and changes in the
- * same step.
+ * Puts the pieces, which may be in any order, in the place of what is there in
+ * a space that there is. All at once for readers, and all or nothing: -EINVAL
+ * for pieces that overlap, are empty, misaligned, outside, of an unknown
+ * routing, where no file can have bytes, or in a space with no lower number;
+ * -ENOMEM. The flush, if not NULL, is copied and changes in the same step.
  */
-int um_replace(struct um_map *map, const struct um_extent *pieces, uint64_t nr,
+int um_replace(struct um_map *map, uint16_t space,
+	       const struct um_extent *pieces, uint64_t nr,
 	       const struct um_flush *flush);
 
 /*
  * Moves the end: the last extent stretches up to it, or what is behind it goes.
  * -EINVAL for what is no size, or where the last extent's file would end; -ENOMEM.
  */
-int um_resize(struct um_map *map, uint64_t size);
+int um_resize(struct um_map *map, uint16_t space, uint64_t size);
 
 /* Up to nr extents from the one that holds pos on; returns how many. */
-int um_walk(struct um_map *map, uint64_t pos, struct um_extent *extents,
-	    uint32_t nr);
-void um_get_stats(struct um_map *map, struct um_stats *stats);
-/* For tests: -EUCLEAN when the tree breaks one of its own rules. */
+int um_walk(struct um_map *map, uint16_t space, uint64_t pos,
+	    struct um_extent *extents, uint32_t nr);
+void um_get_stats(struct um_map *map, uint16_t space, struct um_stats *stats);
+/* For tests: -EUCLEAN when a tree breaks one of its own rules. */
 int um_check(struct um_map *map);
 
 void um_reader_add(struct um_map *map, struct um_reader *reader, int wake_fd);
@@ -294,8 +316,8 @@ void um_reader_remove(struct um_reader *reader);
 int um_synchronize(struct um_map *map, uint32_t timeout_ms);
 
 /*
- * Waits until all that the readers looked up before, in [start, end), has been
- * through: until then, I/O may go to where the map said. -ETIMEDOUT after
+ * Waits until all that the readers looked up before, in [start, end) of space 0,
+ * has been through: until then, I/O may go to where the map said. -ETIMEDOUT after
  * timeout_ms; -EDEADLK in the thread of a reader, which would wait for itself.
  * One at a time; others wait for their turn.
  */
@@ -365,6 +387,11 @@ static inline void um_prefetch(const struct um_node *leaf)
 		__builtin_prefetch(&leaf->keys[i]);
 }
 
+/* The same of the other space that the byte p of an extent is in. */
+void um_resolve_space(const struct um_view *v, const struct um_action *action,
+		      uint64_t pos, uint64_t p, enum um_op op,
+		      struct um_hit *hit);
+
 /* The same with legs: of the one, or all, that the byte p of an extent is in. */
 static inline void um_resolve_legs(const struct um_action *action, uint64_t pos,
 				   uint64_t p, enum um_op op,
@@ -392,17 +419,24 @@ static inline void um_resolve_legs(const struct um_action *action, uint64_t pos,
 		hit->end = pos + left;
 }
 
-/* The answer for the byte p of an extent that ends at hit->end. */
-static inline void um_resolve(const struct um_action *action, uint64_t pos,
+/* The answer for the byte p of an extent of a space, which ends at hit->end. */
+static inline void um_resolve(const struct um_view *v, uint16_t space,
+			      const struct um_action *action, uint64_t pos,
 			      uint64_t p, enum um_op op, struct um_hit *hit)
 {
+	hit->space = space;
+	hit->at = pos;
 	hit->kind = action->kind;
 	hit->asks = 0;
 	hit->nr_legs = 0;
 	hit->slot = action->slot;
 	hit->error = -(int32_t)action->error;
 	hit->offset = p + (uint64_t)action->shift;
-	if (action->kind >= UM_STRIPE)
+	if (action->kind < UM_STRIPE)
+		return;
+	if (action->kind == UM_SPACES)
+		um_resolve_space(v, action, pos, p, op, hit);
+	else
 		um_resolve_legs(action, pos, p, op, hit);
 }
 
@@ -414,20 +448,23 @@ struct um_part {
 
 struct um_part um_leg(const struct um_hit *hit, uint64_t len, uint8_t leg);
 
-/* um_lookup() of a map with several extents, or behind its end. */
-void um_lookup_tree(const struct um_view *v, uint64_t pos, enum um_op op,
-		    struct um_hit *hit);
+/* um_lookup() in any space, of several extents or one, or behind its end. */
+void um_lookup_tree(const struct um_view *v, uint16_t space, uint64_t pos,
+		    enum um_op op, struct um_hit *hit);
 
-/* Behind the end of the map, everything fails with EIO. */
+/* In space 0. Behind the end, everything fails with EIO. */
 static inline void um_lookup(const struct um_view *v, uint64_t pos,
 			     enum um_op op, struct um_hit *hit)
 {
-	if (!v->only || pos >= v->size) {
-		um_lookup_tree(v, pos, op, hit);
+	const struct um_space *s = v->spaces;
+
+	if (!s->only || pos >= s->size) {
+		um_lookup_tree(v, 0, pos, op, hit);
 		return;
 	}
-	hit->end = v->size;
-	um_resolve(&v->only->actions[op], pos, v->only_offset + pos, op, hit);
+	hit->end = s->size;
+	um_resolve(v, 0, &s->only->actions[op], pos, s->only_offset + pos, op,
+		   hit);
 }
 
 #endif

@@ -4,6 +4,7 @@
 
 struct check {
 	const struct um_view *view;
+	const struct um_space *space;
 	uint64_t nr_nodes;
 	uint64_t nr_extents;
 	struct um_extent last;
@@ -26,7 +27,7 @@ static bool check_extent(struct check *c, const struct um_extent *e)
 static bool check_node(struct check *c, const struct um_node *n, uint64_t lo,
 		       uint64_t hi)
 {
-	bool root = n == c->view->root;
+	bool root = n == c->space->root;
 
 	c->nr_nodes++;
 	if (n->nr > UM_FANOUT || n->nr < (root ? 1 + !!n->level : MT_MIN_FILL))
@@ -57,10 +58,16 @@ static int check_view(const struct um_view *v, uint64_t nr_nodes)
 {
 	struct check c = { .view = v };
 
-	if (!check_node(&c, v->root, 0, v->size) || c.nr_nodes != nr_nodes ||
-	    c.nr_extents != v->nr_extents || !v->only != (v->nr_extents != 1))
-		return -EUCLEAN;
-	return 0;
+	for (unsigned int i = 0; i < v->nr_spaces; i++) {
+		const struct um_space *s = c.space = &v->spaces[i];
+
+		c.nr_extents = 0;
+		if (!check_node(&c, s->root, 0, s->size) ||
+		    c.nr_extents != s->nr_extents ||
+		    !s->only != (s->nr_extents != 1))
+			return -EUCLEAN;
+	}
+	return c.nr_nodes == nr_nodes ? 0 : -EUCLEAN;
 }
 
 int um_check(struct um_map *map)

@@ -34,6 +34,7 @@ void um_reclaim(struct um_map *map);
  */
 struct mt_change {
 	struct um_map *map;
+	uint16_t space;			/* whose tree it is */
 	const struct um_routing *routings;
 	struct um_node *root;
 	struct um_node *spare;
@@ -42,10 +43,11 @@ struct mt_change {
 	uint64_t size;
 	uint64_t nr_extents;
 	uint64_t nr_nodes;
+	struct um_flush *flush;
 	struct um_dead *dead;		/* published nodes that it lost */
 };
 
-void mt_begin(struct mt_change *t, struct um_map *map);
+void mt_begin(struct mt_change *t, struct um_map *map, uint16_t space);
 /* Makes an empty tree to begin with. */
 int mt_plant(struct mt_change *t, uint64_t size);
 /* One piece, valid, its offset 0 if its routing does not use it. */

@@ -194,19 +194,20 @@ void um_drained(struct um_reader *reader, uint64_t nr)
 	pthread_mutex_unlock(&reader->map->lock);
 }
 
-void um_lookup_tree(const struct um_view *v, uint64_t pos, enum um_op op,
-		    struct um_hit *hit)
+void um_lookup_tree(const struct um_view *v, uint16_t space, uint64_t pos,
+		    enum um_op op, struct um_hit *hit)
 {
-	const struct um_node *n = v->root;
-	uint64_t end = v->size;
+	const struct um_node *n = v->spaces[space].root;
+	uint64_t end = v->spaces[space].size;
 	unsigned int i;
 
 	if (pos >= end) {
 		*hit = (struct um_hit){ .end = UINT64_MAX, .kind = UM_ERROR,
-					.error = -EIO };
+					.error = -EIO, .at = pos,
+					.space = space };
 		return;
 	}
-	for (unsigned int level = v->level;; level--) {
+	for (unsigned int level = v->spaces[space].level;; level--) {
 		i = um_find(n, pos);
 		if (n->keys[i + 1] < end)
 			end = n->keys[i + 1];
@@ -217,8 +218,28 @@ void um_lookup_tree(const struct um_view *v, uint64_t pos, enum um_op op,
 			um_prefetch(n);
 	}
 	hit->end = end;
-	um_resolve(&v->routings[n->routing[i]].actions[op], pos,
+	um_resolve(v, space, &v->routings[n->routing[i]].actions[op], pos,
 		   n->offset[i] + (pos - n->keys[i]), op, hit);
+}
+
+/* As deep as spaces go on in others, whose numbers are higher each time. */
+void um_resolve_space(const struct um_view *v, const struct um_action *action,
+		      uint64_t pos, uint64_t p, enum um_op op,
+		      struct um_hit *hit)
+{
+	uint64_t chunk = p >> action->chunk_shift;
+	uint64_t within = p & ((1ULL << action->chunk_shift) - 1);
+	uint64_t left = (1ULL << action->chunk_shift) - within;
+	uint64_t there = (chunk / action->nr_legs << action->chunk_shift) +
+			 within + (uint64_t)action->shift;
+
+	if (hit->end - pos < left)
+		left = hit->end - pos;
+	um_lookup_tree(v, (uint16_t)(action->slot + chunk % action->nr_legs),
+		       there, op, hit);
+	if (hit->end - there < left)
+		left = hit->end - there;
+	hit->end = pos + left;
 }
 
 /* How much of the first p bytes of a stripe is in one leg. */

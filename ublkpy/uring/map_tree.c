@@ -355,25 +355,29 @@ int mt_put(struct mt_change *t, const struct um_extent *piece)
 	return splice(t, piece->start, hi, add, nr);
 }
 
-void mt_begin(struct mt_change *t, struct um_map *map)
+void mt_begin(struct mt_change *t, struct um_map *map, uint16_t space)
 {
-	struct um_view *v = map->view;
+	const struct um_view *v = map->view;
 
 	*t = (struct mt_change){
 		.map = map,
+		.space = space,
 		.spare = map->spare,
 		.nr_spare = map->nr_spare,
 		.epoch = map->epoch + 1,
 	};
 	map->spare = NULL;
 	map->nr_spare = 0;
+	t->nr_nodes = map->nr_nodes;
 	if (!v)
 		return;
 	t->routings = v->routings;
-	t->root = v->root;
-	t->size = v->size;
-	t->nr_extents = v->nr_extents;
-	t->nr_nodes = map->nr_nodes;
+	if (space == v->nr_spaces)
+		return;
+	t->root = v->spaces[space].root;
+	t->size = v->spaces[space].size;
+	t->flush = v->spaces[space].flush;
+	t->nr_extents = v->spaces[space].nr_extents;
 }
 
 int mt_plant(struct mt_change *t, uint64_t size)

@@ -16,30 +16,35 @@ static inline enum um_op map_op(uint32_t op)
 }
 
 /*
- * The next file that a FLUSH is about. They go by their slots: those that the map
- * gets meanwhile come last, so that none is left out that was there.
+ * The next file that a FLUSH is about, space by space. In each they go by their
+ * slots: those that the map gets meanwhile come last, so that none is left out
+ * that was there.
  */
-static void look_up_flush(const struct um_flush *flush, const struct uq_piece *p,
+static void look_up_flush(const struct um_view *view, const struct uq_piece *p,
 			  struct um_hit *hit)
 {
-	uint32_t i = 0;
+	uint16_t space = (uint16_t)(p->pos / UQ_FLUSH_STEPS), i = 0;
+	const struct um_flush *flush = view->spaces[space].flush;
+	uint32_t first = space * UQ_FLUSH_STEPS;
 
-	*hit = (struct um_hit){ .kind = flush->kind, .end = p->end,
-				.asks = flush->asks };
+	*hit = (struct um_hit){ .kind = flush->kind,
+				.end = first + UQ_FLUSH_STEPS,
+				.asks = flush->asks,
+				.space = space };
 	/* It is one request, of however many files. */
-	if (!p->pos)
+	if (p->pos == first)
 		hit->error = -(int32_t)flush->error;
 	if (flush->kind != UM_FILE)
 		return;
-	while (i < flush->nr && flush->slots[i] < p->pos)
+	while (i < flush->nr && first + flush->slots[i] < p->pos)
 		i++;
-	if (i == flush->nr || flush->slots[i] >= p->end) {
+	if (i == flush->nr || first + flush->slots[i] >= p->end) {
 		hit->kind = UM_NULL;
 		return;
 	}
 	hit->slot = flush->slots[i];
-	if (i + 1 < flush->nr)
-		hit->end = hit->slot + 1U;
+	if (i + 1U < flush->nr)
+		hit->end = first + hit->slot + 1;
 }
 
 /*
@@ -66,14 +71,16 @@ int32_t place_find(const struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	struct um_hit hit;
 
 	if (__builtin_expect(iod_op(iod) == UBLK_IO_OP_FLUSH, 0)) {
-		look_up_flush(q->view->flush, p, &hit);
+		look_up_flush(q->view, p, &hit);
 	} else {
 		um_lookup(q->view, start + p->pos, map_op(iod_op(iod)), &hit);
 		hit.end -= start;
 	}
 	p->kind = hit.kind;
 	p->asks = hit.asks;
-	p->len = (hit.end < p->end ? hit.end : p->end) - p->pos;
+	p->space = hit.space;
+	p->at = hit.at;
+	p->len = (hit.end < p->end ? (uint32_t)hit.end : p->end) - p->pos;
 	if (__builtin_expect(hit.nr_legs, 0)) {
 		look_up_leg(p, &hit);
 		return hit.error;
@@ -81,6 +88,6 @@ int32_t place_find(const struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	p->leg = p->legs = 0;
 	p->slot = hit.slot;
 	p->offset = hit.offset;
-	p->width = (uint32_t)p->len;
+	p->width = p->len;
 	return hit.error;
 }

@@ -134,26 +134,29 @@ enum uq_step {
 };
 
 /*
- * Part of a request, [pos, end) in bytes from its start; of a FLUSH, of the
- * slots of the map's files. It has one SQE in flight, for len bytes from pos on,
+ * Part of a request, [pos, end) in bytes from its start; of a FLUSH, of what the
+ * map's spaces have to do (UQ_FLUSH_STEPS each). It has one SQE in flight, for len bytes from pos on,
  * which are in one place; or in several files at the same time, of which leg is
  * under way, and those up to legs are still to come.
  */
 struct uq_piece {
-	uint64_t pos;
-	uint64_t end;
-	uint64_t len;
+	uint32_t pos;
+	uint32_t end;
+	uint32_t len;
+	uint32_t done;		/* bytes of len that this step has moved */
 	union {
 		struct {
-			uint64_t done;	/* bytes of len that this step has moved */
 			uint64_t offset;	/* where pos lies in the file */
+			uint64_t at;	/* and in the space that says so */
 		};
 		struct __kernel_timespec delay;	/* UQ_DELAYED: the kernel reads it */
 	};
+	int32_t next;		/* list of unused or asked pieces; -1 ends it */
 	uint32_t spared;	/* no fault befalls what is before this */
 	uint32_t width;		/* bytes in the file of what moves no data */
 	uint16_t tag;
 	uint16_t slot;		/* of the map's files */
+	uint16_t space;		/* of the map's */
 	union {
 		uint16_t mode;	/* fallocate mode of a WRITE_ZEROES in progress */
 		uint16_t error;	/* UQ_DELAYED: the errno that it then fails with;
@@ -166,19 +169,22 @@ struct uq_piece {
 	uint8_t asks : 1;	/* what fails is Python's to decide */
 	uint8_t leg;
 	uint8_t legs;		/* 0: it is in one file */
-	int32_t next;		/* list of unused or asked pieces; -1 ends it */
 } __attribute__((aligned(64)));
 
+/* What a FLUSH may have to do in a space: one step for each file. */
+#define UQ_FLUSH_STEPS	(1U << 16)
+
 /*
- * A piece for Python: the bytes [pos, pos + len) of the device. Python reads
- * arrays of these as bytes, and depends on the layout.
+ * A piece for Python: the bytes [pos, pos + len) of a space. Python reads arrays
+ * of these as bytes, and depends on the layout.
  */
 struct uq_upcall {
 	uint64_t pos;
 	uint64_t len;		/* 0: FLUSH */
 	uint64_t place;		/* of the data of a READ or WRITE, in the bufs
 				   of the uq_memory */
-	uint32_t what;		/* UBLK_IO_OP_*; below, what makes it unusual */
+	uint32_t what;		/* UBLK_IO_OP_*; below, what makes it unusual;
+				   above, the number of the space */
 	uint32_t piece;		/* for uq_answer() or uq_retry() */
 	uint32_t flags;		/* UBLK_IO_F_* */
 	uint16_t error;		/* UQ_HAS_FAILED: the errno */
@@ -189,6 +195,7 @@ struct uq_upcall {
 #define UQ_IS_EARLY	(1U << 9)	/* a WRITE whose data is not there yet */
 #define UQ_IS_ELSEWHERE	(1U << 10)	/* place is an address */
 #define UQ_HAS_FAILED	(1U << 11)	/* it wants to be tried again, or to fail */
+#define UQ_SPACE_SHIFT	16
 
 /* The end of a uq_file_op(). */
 struct uq_ended {

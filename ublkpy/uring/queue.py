@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from ublkpy.uring.ffi import check, ffi, lib
-from ublkpy.uring.map import Map
+from ublkpy.uring.map import Answer, Map
 from ublkpy.uring.mode import Mode
 from ublkpy.uring.shmem import SharedBuffers
 from ublkpy.uring.uapi import IO_DESC_SIZE, SECTOR, IoFlag, Op
@@ -24,6 +24,8 @@ _CALL = struct.Struct("=QQQIII4x")  # struct uq_upcall
 _SHORT_CALL = struct.Struct("=QQQI12x")
 _WHOLE_CALL = struct.Struct("=QQQIIIHH")
 assert _SHORT_CALL.size == _WHOLE_CALL.size == _CALL.size == ffi.sizeof("struct uq_upcall")
+
+_SPACE_SHIFT: int = lib.UQ_SPACE_SHIFT
 
 LATER: int = lib.UQ_LATER
 """The result of a call that is answered later."""
@@ -98,8 +100,10 @@ class Request:
     """What is to be done."""
     flags: IoFlag
     """And how."""
+    space: int
+    """Which space of the map leaves it to Python (``Map.space``)."""
     offset: int
-    """The first byte on the device; of a FLUSH 0."""
+    """The first byte in that, on the device where that is all of it; of a FLUSH 0."""
     length: int
     """Bytes; of a FLUSH 0."""
     buffer: memoryview
@@ -119,6 +123,7 @@ class Request:
         self._queue = queue
         self._unanswered = [piece]  # of several threads that answer, one gets it
         self.op = Op(what & 0xFF)
+        self.space = what >> _SPACE_SHIFT
         self.flags = IoFlag(flags)
         self.offset = offset
         self.length = length
@@ -327,6 +332,10 @@ class Queue:
         """After UPCALLS: what Python is asked. Each is answered later, with ``answer``, ``retry`` or ``receive``."""
         lib.uq_defer(self._queue)
         return list(_CALL.iter_unpack(self._calls[: self._queue.nr_calls * _CALL.size]))
+
+    def who_answers(self, space: int) -> Answer | None:
+        """``Map.answer``."""
+        return self._map.answer(space)
 
     def requests(self) -> list[Request]:
         """The same as objects."""

@@ -31,33 +31,6 @@ static void note_error(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		  struct uq_piece *p);
 
-/* Whether it has to be copied between the driver and our memory, and by us. */
-static inline bool copies(const struct uq_queue *q, const struct uq_piece *p)
-{
-	const struct uq_io *io = &q->ios[p->tag];
-
-	return io->way == UQ_COPIED ||
-	       (io->way > UQ_COPIED && p->kind != UM_FILE);
-}
-
-/* The data of a WRITE, before anything is done about it: 0, or -errno. */
-static inline int32_t data_in(const struct uq_queue *q,
-			      const struct ublksrv_io_desc *iod,
-			      const struct uq_piece *p)
-{
-	return iod_op(iod) == UBLK_IO_OP_WRITE && copies(q, p) ?
-		       data_copy(q, p, false) : 0;
-}
-
-/* That of a READ, when it is here. */
-static inline int32_t data_out(const struct uq_queue *q,
-			       const struct ublksrv_io_desc *iod,
-			       const struct uq_piece *p)
-{
-	return iod_op(iod) == UBLK_IO_OP_READ && copies(q, p) ?
-		       data_copy(q, p, true) : 0;
-}
-
 /* A step has ended, in a place that the map may no longer have. */
 static inline void leave(struct uq_queue *q, struct uq_piece *p)
 {
@@ -225,23 +198,6 @@ static int32_t use_file(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 	return res ? res : data_out(q, iod, p);
 }
 
-static int32_t use_pattern(struct uq_queue *q,
-			   const struct ublksrv_io_desc *iod,
-			   struct uq_piece *p)
-{
-	unsigned char *buf = piece_buf(q, p);
-	int32_t res;
-
-	if (iod_op(iod) == UBLK_IO_OP_READ) {
-		pattern_fill(buf, p->len, p->offset);
-		return data_out(q, iod, p);
-	}
-	if (iod_op(iod) != UBLK_IO_OP_WRITE)
-		return -EOPNOTSUPP;
-	res = data_in(q, iod, p);
-	return res ? res : pattern_check(buf, p->len, p->offset);
-}
-
 /* Whether that was all. An error is one of the request. */
 static inline bool serve_at_once(struct uq_queue *q,
 				 const struct ublksrv_io_desc *iod,
@@ -260,7 +216,7 @@ static inline bool serve_at_once(struct uq_queue *q,
 		io->error = data_out(q, iod, p);
 		return true;
 	case UM_PATTERN:
-		io->error = use_pattern(q, iod, p);
+		io->error = pattern_serve(q, iod, p);
 		return true;
 	case UM_MEMORY:
 		if (moves_data(op) && copies(q, p))
@@ -321,7 +277,7 @@ static void serve(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 		if (__builtin_expect(res, 0)) {
 			if (res <= -UM_FIRST_FAULT) {
 				res = fault_befall(q, p, res);
-				p->spared = (uint32_t)(p->pos + p->len);
+				p->spared = p->pos + p->len;
 			}
 			if (res < 0) {
 				io->error = res;
@@ -373,7 +329,7 @@ static void begin_without_data(struct uq_queue *q,
 {
 	switch (iod_op(iod)) {
 	case UBLK_IO_OP_FLUSH:
-		p->end = UM_MAX_FILES;
+		p->end = q->view->nr_spaces * UQ_FLUSH_STEPS;
 		break;
 	case UBLK_IO_OP_DISCARD:
 	case UBLK_IO_OP_WRITE_ZEROES:
@@ -398,8 +354,10 @@ static void begin(struct uq_queue *q, uint16_t tag)
 	struct um_hit hit;
 
 	p->pos = 0;
-	p->end = bytes;
+	p->end = (uint32_t)bytes;
 	p->spared = 0;
+	p->space = 0;
+	p->at = start;
 	io->pending = 1;
 	io->way = UQ_IN_BUFFER;
 	if (!moves_data(iod_op(iod))) {
@@ -430,8 +388,10 @@ static void begin(struct uq_queue *q, uint16_t tag)
 	p->kind = hit.kind;
 	p->asks = false;
 	p->slot = hit.slot;
+	p->space = hit.space;
+	p->at = hit.at;
 	p->offset = hit.offset;
-	p->len = bytes;
+	p->len = (uint32_t)bytes;
 	if (serve_at_once(q, iod, p))
 		commit(q, iod, tag);
 	else
@@ -449,7 +409,7 @@ static void take_data(struct uq_queue *q, uint16_t tag)
 	struct uq_piece *p = &q->pieces[tag];
 
 	p->pos = 0;
-	p->end = iod_bytes(iod);
+	p->end = (uint32_t)iod_bytes(iod);
 	if (!place_find(q, iod, p) && p->len == p->end) {
 		if (p->kind == UM_UPCALL_EARLY) {
 			ask(q, p, UQ_ASKED_EARLY);

@@ -85,6 +85,26 @@ class Mirror:
 
 
 @dataclass(frozen=True)
+class Space:
+    """What another space of the map says of these bytes."""
+
+    space: int
+    """``Map.space`` of one that was added after that of the extent; else ValueError, when the map gets it."""
+    shift: int = 0
+    """So many bytes behind the ``offset`` of the extent; may be negative. What is behind its end fails with EIO."""
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """Chunks, in turns in several spaces of the map."""
+
+    spaces: tuple[int, ...]
+    """As ``Space.space``, each one more than the one before."""
+    chunk: int
+    """Bytes: a power of two, 512 to 2⁴⁰."""
+
+
+@dataclass(frozen=True)
 class Pattern:
     """Each 8 bytes hold their offset, which is that of the extent for its first, big-endian; writes of anything else,
     and requests without data, fail."""
@@ -132,7 +152,7 @@ class Faulty:
     """A number from ``Map.add_fault``. ValueError, when the map gets it, for one that it has not."""
 
 
-Action = Null | Zero | Error | Upcall | Pattern | Memory | File | Stripe | Mirror | Faulty
+Action = Null | Zero | Error | Upcall | Pattern | Memory | File | Stripe | Mirror | Space | Spaces | Faulty
 """What can be done with the bytes of an extent."""
 Flush = Null | Upcall | Sync | Faulty
 """What a flush can do."""
@@ -169,7 +189,8 @@ class Routing:
     @property
     def is_placed(self) -> bool:
         """Whether the ``offset`` of an extent means anything."""
-        return any(isinstance(action, Pattern | Memory | File | Stripe | Mirror) for action in self.places)
+        placed = Pattern | Memory | File | Stripe | Mirror | Space | Spaces
+        return any(isinstance(action, placed) for action in self.places)
 
 
 @dataclass(frozen=True)
@@ -183,7 +204,7 @@ class Extent:
     routing: Routing
     """What is done with it."""
     offset: int = 0
-    """Where its first byte is in the file, stripe, mirror, pattern or memory of the routing."""
+    """Where its first byte is in the file, stripe, mirror, pattern, memory or spaces of the routing."""
 
     @property
     def end(self) -> int:
@@ -227,8 +248,8 @@ def _action(action: Action | Sync, has: Any) -> dict[str, int]:
     match action:
         case Sync():
             raise ValueError("to sync files is no action of an extent, but a flush")
-        case Faulty(Error() | Faulty() as inner):
-            raise ValueError(f"a fault cannot come before {inner}: it has an errno of its own, and comes first")
+        case Faulty(Error() | Faulty() | Space() | Spaces() as inner):
+            raise ValueError(f"a fault cannot come before {inner}, which says for itself what fails")
         case Faulty(inner, fault):
             return _action(inner, has) | {"error": _fault(fault, has)}
         case Null():
@@ -246,15 +267,18 @@ def _action(action: Action | Sync, has: Any) -> dict[str, int]:
         case Pattern():
             return {"kind": lib.UM_PATTERN}
         case Stripe(files, chunk, shift):
-            return {"kind": lib.UM_STRIPE} | _legs(files, chunk, shift, has)
+            return {"kind": lib.UM_STRIPE} | _legs("files", _slots(files, has), chunk, shift)
         case Mirror(files, chunk, shift):
-            return {"kind": lib.UM_MIRROR} | _legs(files, chunk, shift, has)
+            return {"kind": lib.UM_MIRROR} | _legs("files", _slots(files, has), chunk, shift)
+        case Space(space, shift):
+            return {"kind": lib.UM_SPACES} | _legs("spaces", _spaces([space], has), _MAX_CHUNK, shift)
+        case Spaces(spaces, chunk):
+            return {"kind": lib.UM_SPACES} | _legs("spaces", _spaces(spaces, has), chunk, 0)
 
 
-def _legs(files: tuple[int, ...], chunk: int, shift: int, has: Any) -> dict[str, int]:
-    slots = _slots(files, has)
+def _legs(what: str, slots: Sequence[int], chunk: int, shift: int) -> dict[str, int]:
     if not 0 < len(slots) < 256 or list(slots) != list(range(slots[0], slots[0] + len(slots))):
-        raise ValueError(f"files {slots} are not 1 to 255 that were added one after the other")
+        raise ValueError(f"{what} {slots} are not 1 to 255 that were added one after the other")
     if not SECTOR <= chunk <= _MAX_CHUNK or chunk & (chunk - 1):
         raise ValueError(f"chunk of {chunk} bytes is not a power of two from {SECTOR} on")
     return {
@@ -287,6 +311,13 @@ def _slots(files: Sequence[int], has: Any) -> Sequence[int]:
         if not 0 <= file < has.nr_files:
             raise ValueError(f"file {file} was not added to the map, which has {has.nr_files}")
     return files
+
+
+def _spaces(spaces: Sequence[int], has: Any) -> Sequence[int]:
+    for space in spaces:
+        if not 0 < space < has.nr_spaces:
+            raise ValueError(f"space {space} was not added to the map, which has {has.nr_spaces}")
+    return spaces
 
 
 def _fault(number: int, has: Any) -> int:

@@ -28,12 +28,12 @@ static void describe(const struct uq_queue *q, const struct uq_piece *p,
 	const uint32_t op = iod_op(iod);
 
 	*call = (struct uq_upcall){
-		.what = op,
+		.what = op | (uint32_t)p->space << UQ_SPACE_SHIFT,
 		.piece = (uint32_t)(p - q->pieces),
 		.flags = iod->op_flags & ~0xffU,
 	};
 	if (op != UBLK_IO_OP_FLUSH) {
-		call->pos = (iod->start_sector << SECTOR_SHIFT) + p->pos;
+		call->pos = p->at;
 		call->len = p->len;
 	}
 	if (iod->op_flags & UBLK_IO_F_FUA)

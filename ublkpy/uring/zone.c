@@ -15,10 +15,12 @@ int32_t zone_begin(struct uq_queue *q, const struct ublksrv_io_desc *iod,
 {
 	switch (iod_op(iod)) {
 	case UBLK_IO_OP_ZONE_APPEND:
-		p->end = iod_bytes(iod);
+		p->end = (uint32_t)iod_bytes(iod);
 		break;
 	case UBLK_IO_OP_REPORT_ZONES:
-		p->end = (uint64_t)iod->nr_sectors * ZONE_BYTES;
+		if (iod->nr_sectors > UINT32_MAX / ZONE_BYTES)
+			return -EIO;
+		p->end = iod->nr_sectors * ZONE_BYTES;
 		break;
 	case UBLK_IO_OP_ZONE_OPEN:
 	case UBLK_IO_OP_ZONE_CLOSE:

@@ -21,6 +21,7 @@ from ublkpy.daemon.plan import Plan
 from ublkpy.daemon.server import Server
 from ublkpy.daemon.worker import Worker
 from ublkpy.errors import UblkError
+from ublkpy.tgt import handlers
 from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.map import Extent, File, Map, Routing
 from ublkpy.uring.mode import MODES
@@ -42,7 +43,7 @@ def run(fd: int, cpus: set[int], backing: int | None = None, nth: int = 0) -> tu
     """A worker that has ended, and the threads from which it said so."""
     ended: list[threading.Thread] = []
     target = NullTarget({"size": 1 << 20})
-    target_map = target.map(1 << 20)
+    target_map = handlers.make_map(target, 1 << 20)
     if backing is not None:
         target_map.replace([Extent(0, 1 << 20, Routing.all(File(target_map.add_file(backing))))])
     mode = MODES["copy"]

@@ -11,6 +11,7 @@ import pytest
 
 from ublkpy.config import Draft, build
 from ublkpy.errors import ConfigError, UblkError
+from ublkpy.tgt import handlers
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.fault import FaultTarget
 from ublkpy.tgt.options import Range
@@ -29,7 +30,7 @@ def fault(**said: Any) -> FaultTarget:
 def extents(target: FaultTarget, size: int = MIB) -> list[Extent]:
     """Those of its map."""
     target.open()
-    found = target.map(size)
+    found = handlers.make_map(target, size)
     said = list(found.extents())
     found.close()
     target.close()
@@ -43,11 +44,11 @@ def numbers(routing: Routing) -> list[int | None]:
 
 def has_flush_fault(target: FaultTarget) -> bool:
     target.open()
-    found = target.map(MIB)
+    found = handlers.make_map(target, MIB)
     reader = ffi.new("struct um_reader *")
     lib.um_reader_add(found.c, reader, -1)
     lib.um_reader_enter(reader)
-    error = lib.um_current(found.c).flush.error
+    error = lib.um_current(found.c).spaces[0].flush.error
     lib.um_reader_leave(reader)
     lib.um_reader_remove(reader)
     found.close()
@@ -76,7 +77,7 @@ def test_memory() -> None:
     geometry = target.open()
     assert (geometry.size, geometry.logical_block, geometry.write_cache) == (MIB, 512, True)
     assert geometry.max_discard_bytes == geometry.max_write_zeroes_bytes == 64 * MIB
-    found = target.map(MIB)
+    found = handlers.make_map(target, MIB)
     (extent,) = found.extents()
     assert all(isinstance(place, Memory) for place in extent.routing.places)
     assert None not in numbers(extent.routing)
@@ -146,8 +147,8 @@ def test_what_a_fault_is(image: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         seed=7,
     )
     target.open()
-    with pytest.raises(ValueError, match="fault 0 was not added"):
-        target.map(MIB)
+    with pytest.raises(UblkError, match=r"failed in map\(\)"):
+        handlers.make_map(target, MIB)
     target.close()
     (one,) = made
     assert (one.delay, one.distribution, one.error_rate, one.errno) == (1500000, "uniform", 0.05, errno.ENOSPC)
@@ -158,7 +159,7 @@ def test_what_a_fault_is(image: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_size_follows(image: Path) -> None:
     target = fault(file=str(image), error_rate=1, ranges=["0-4k"])
     target.open()
-    target.map(MIB).close()
+    handlers.make_map(target, MIB).close()
     target.resize(2 * MIB)
     assert image.stat().st_size == 2 * MIB
     target.resize(MIB)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ublkpy.errors import BusyError, ConfigError, UblkError
-from ublkpy.tgt import backing
+from ublkpy.tgt import backing, handlers
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.loop import LoopTarget
 from ublkpy.tgt.null import NullTarget
@@ -128,7 +128,7 @@ def test_map_names_both_files(disk: Path, metadata: Path) -> None:
     geometry = target.open()
     assert geometry.integrity == Integrity(512, 8, 0, Csum.t10dif, 2)
     assert geometry.discard_granularity == 0
-    made = target.map(geometry.size)
+    made = handlers.make_map(target, geometry.size)
     assert made.metadata == Metadata(geometry.integrity, 1)
     assert flush_to_c(Sync((0, 1)), made.stats()).nr == 2
     assert target.status()["metadata_file"] == str(metadata)
@@ -138,7 +138,7 @@ def test_map_names_both_files(disk: Path, metadata: Path) -> None:
 
 def test_null_has_no_file() -> None:
     target = NullTarget({"metadata_size": 8})
-    made = target.map(target.open().size)
+    made = handlers.make_map(target, target.open().size)
     assert made.metadata == Metadata(Integrity(512, 8))
     made.close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ublkpy.errors import BusyError, ConfigError, UblkError
-from ublkpy.tgt import backing
+from ublkpy.tgt import backing, handlers
 from ublkpy.tgt.base import Geometry, Target
 from ublkpy.tgt.concat import ConcatTarget
 from ublkpy.tgt.disk import DiskOptions
@@ -63,7 +63,7 @@ def test_a_stripe_has_whole_chunks_of_all(tmp_path: Path) -> None:
     with opened(target) as found:
         assert found.size == 3 * MIB
         assert (found.io_min, found.io_opt) == (64 * KIB, 64 * KIB)
-        made = target.map(found.size)
+        made = handlers.make_map(target, found.size)
         assert list(made.extents()) == [Extent(0, 3 * MIB, Routing.all(Stripe((0, 1, 2), 64 * KIB)))]
         made.close()
         assert target.backing() == ", ".join(map(str, files))
@@ -108,7 +108,7 @@ def test_files_one_after_the_other(tmp_path: Path) -> None:
     target = ConcatTarget({"files": images(tmp_path, MIB, 8192, 4096)})
     with opened(target) as found:
         assert found.size == MIB + 12288
-        made = target.map(found.size)
+        made = handlers.make_map(target, found.size)
         assert list(made.extents()) == [
             Extent(0, MIB, Routing.all(File(0))),
             Extent(MIB, 8192, Routing.all(File(1))),

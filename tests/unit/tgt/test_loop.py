@@ -18,7 +18,7 @@ import pytest
 
 from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.errors import BusyError, ExitCode, UblkError
-from ublkpy.tgt import backing
+from ublkpy.tgt import backing, handlers
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.loop import LoopTarget
@@ -91,7 +91,7 @@ class Mapped:
 
 
 def mapped(target: LoopTarget, geometry: Geometry) -> Mapped:
-    target_map = target.map(geometry.size)
+    target_map = handlers.make_map(target, geometry.size)
     (extent,) = target_map.extents()
     assert (extent.start, extent.length, extent.routing) == (0, geometry.size, Routing.all(File(0)))
     target_map.close()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ublkpy.errors import ConfigError, UblkError
-from ublkpy.tgt import backing, mirror_label
+from ublkpy.tgt import backing, handlers, mirror_label
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.mirror import MirrorTarget
@@ -57,7 +57,7 @@ def opened(
 def serve(files: tuple[Path, ...], **options: Any) -> None:
     """A device of it, for a moment."""
     with opened(files, **options) as (target, found):
-        made = target.map(found.size)
+        made = handlers.make_map(target, found.size)
         target.stop()
         made.close()
 
@@ -244,7 +244,7 @@ def test_read_only_changes_nothing(files: tuple[Path, ...]) -> None:
     serve(files)
     before = [file.read_bytes() for file in files]
     with opened(files, read_only=True) as (target, found):
-        made = target.map(found.size)
+        made = handlers.make_map(target, found.size)
         with pytest.raises(UblkError, match="read-only"):
             target.resync(force=False)
         target.stop()

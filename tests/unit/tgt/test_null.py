@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ublkpy.tgt import handlers
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.null import NullTarget
 from ublkpy.uring.map import Extent, Null, Routing
@@ -38,7 +39,7 @@ def test_metadata_is_that_of_larger_blocks_if_those_are_said() -> None:
     target = NullTarget({"metadata_size": 8})
     target.disk = DiskOptions({"logical_block_size": 4096})
     integrity = target.open().integrity
-    target_map = target.map(1 << 20)
+    target_map = handlers.make_map(target, 1 << 20)
     assert integrity
     assert target_map.metadata
     assert integrity.interval == target_map.metadata.integrity.interval == 4096
@@ -47,7 +48,7 @@ def test_metadata_is_that_of_larger_blocks_if_those_are_said() -> None:
 
 def test_map_and_status() -> None:
     target = NullTarget()
-    target_map = target.map(target.open().size)
+    target_map = handlers.make_map(target, target.open().size)
     assert list(target_map.extents()) == [Extent(0, 250 << 30, Routing.all(Null()))]
     target_map.close()
     assert (target.backing(), target.status()) == ("", {})

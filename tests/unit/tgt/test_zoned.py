@@ -18,7 +18,7 @@ import pytest
 from ublkpy import io
 from ublkpy.config import DeviceConfig, DeviceOptions
 from ublkpy.errors import BusyError, ConfigError, ExitCode, UblkError
-from ublkpy.tgt import backing, zone_table
+from ublkpy.tgt import backing, handlers, zone_table
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.zoned import ZonedTarget
 from ublkpy.uring.map import Error, Extent, File, Null, Routing, Upcall, Zero
@@ -53,7 +53,7 @@ class Disk:
     def __init__(self, target: ZonedTarget, size: int) -> None:
         self.target = target
         target.start()
-        self.map = target.map(size)
+        self.map = handlers.make_map(target, size)
 
     def write(self, offset: int, data: bytes) -> None:
         asyncio.run(self.target.write(offset, aligned(data)))

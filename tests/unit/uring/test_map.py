@@ -32,6 +32,8 @@ from ublkpy.uring.map import (
     Null,
     Pattern,
     Routing,
+    Space,
+    Spaces,
     Stripe,
     Sync,
     Upcall,
@@ -272,7 +274,7 @@ def fill_while_memory_runs_out() -> None:
     refused = 0
     for extra in range(0, 48 << 20, 1 << 20):
         resource.setrlimit(resource.RLIMIT_AS, (used + extra, -1))
-        res = lib.um_replace(target_map.c, pieces, nr, ffi.NULL)
+        res = lib.um_replace(target_map.c, 0, pieces, nr, ffi.NULL)
         resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
         assert lib.um_check(target_map.c) == 0
         if res == 0:
@@ -350,7 +352,8 @@ def test_all_legs_of_a_mirror_are_alike() -> None:
 
 
 def test_a_pattern_has_a_place() -> None:
-    target_map = Map(1 << 20, Routing.all(Pattern()))
+    target_map = Map(1 << 20)
+    target_map.fill(Routing.all(Pattern()))
     target_map.replace([Extent(4096, 4096, Routing.all(Pattern()), 512)])
     assert [(e.start, e.offset) for e in target_map.extents()] == [(0, 0), (4096, 512), (8192, 8192)]
     target_map.close()
@@ -364,7 +367,8 @@ def small() -> Iterator[Map]:
 
 
 def test_one_extent() -> None:
-    target_map = Map(1 << 40, ROUTINGS[3])
+    target_map = Map(1 << 40)
+    target_map.fill(ROUTINGS[3])
     assert list(target_map.extents()) == [Extent(0, 1 << 40, ROUTINGS[3])]
     check_hits(target_map, [Extent(0, 1 << 40, ROUTINGS[3])])
     target_map.close()
@@ -387,7 +391,7 @@ def test_what_is_no_size(small: Map, size: int) -> None:
     with pytest.raises(ValueError, match="is not a positive multiple of 512"):
         small.resize(size)
     assert small.size == 64 * 512
-    assert lib.um_resize(small.c, size % (1 << 64)) == -errno.EINVAL
+    assert lib.um_resize(small.c, 0, size % (1 << 64)) == -errno.EINVAL
 
 
 def test_an_end_that_cannot_move(small: Map) -> None:
@@ -435,7 +439,7 @@ def test_tables_grow_under_a_reader(small: Map) -> None:
 
 def test_flush_changes_with_the_extents(small: Map) -> None:
     def flush(view: Any) -> tuple[int, list[int]]:
-        return view.flush.kind, [view.flush.slots[i] for i in range(view.flush.nr)]
+        return view.spaces[0].flush.kind, [view.spaces[0].flush.slots[i] for i in range(view.spaces[0].flush.nr)]
 
     reader = Reader(small)
     with reader as old:
@@ -604,13 +608,13 @@ def test_c_takes_nothing_on_trust(small: Map) -> None:
         assert lib.um_add_routing(small.c, routing) == -errno.EINVAL
     for piece in ((0, 513, 0, 0), (512, 512, 0, 0), (0, 33280, 0, 0), (0, 512, 0, 1)):
         extent = ffi.new("struct um_extent[1]", [piece])
-        assert lib.um_replace(small.c, extent, 1, ffi.NULL) == -errno.EINVAL
+        assert lib.um_replace(small.c, 0, extent, 1, ffi.NULL) == -errno.EINVAL
     for flush in ((lib.UM_ZERO, []), (lib.UM_NULL, [0]), (lib.UM_FILE, [3])):
         c_flush = ffi.new("struct um_flush *", {"kind": flush[0], "nr": len(flush[1]), "slots": flush[1]})
-        assert lib.um_replace(small.c, ffi.NULL, 0, c_flush) == -errno.EINVAL
+        assert lib.um_replace(small.c, 0, ffi.NULL, 0, c_flush) == -errno.EINVAL
     for error in (5, lib.UM_FIRST_FAULT + 2):
         c_flush = ffi.new("struct um_flush *", {"kind": lib.UM_NULL, "error": error, "slots": []})
-        assert lib.um_replace(small.c, ffi.NULL, 0, c_flush) == -errno.EINVAL
+        assert lib.um_replace(small.c, 0, ffi.NULL, 0, c_flush) == -errno.EINVAL
     good: dict[str, Any] = {"error": errno.EIO}
     for wrong in (
         {"delay": lib.UM_MAX_DELAY + 1},
@@ -666,10 +670,11 @@ def test_a_flush_after_a_fault(small: Map) -> None:
     for flush, kind in ((Sync((2, 0)), lib.UM_FILE), (Sync(()), lib.UM_NULL), (Upcall(), lib.UM_UPCALL)):
         small.set_flush(Faulty(flush, 1))
         with reader:
-            assert (reader.view.flush.kind, reader.view.flush.error) == (kind, lib.UM_FIRST_FAULT + 1)
+            now = reader.view.spaces[0].flush
+            assert (now.kind, now.error) == (kind, lib.UM_FIRST_FAULT + 1)
     small.set_flush(Null())
     with reader:
-        assert reader.view.flush.error == 0
+        assert reader.view.spaces[0].flush.error == 0
     for wrong in (Faulty(Zero(), 0), Faulty(Null(), 2)):
         with pytest.raises(ValueError, match=r"is no flush|was not added"):
             small.set_flush(wrong)
@@ -690,4 +695,143 @@ def test_files_run_out(small: Map) -> None:
 
 def test_routing_without_its_file() -> None:
     with pytest.raises(ValueError, match="file 0 was not added to the map, which has 0"):
-        Map(512, Routing.all(File(0)))
+        Map(512).fill(Routing.all(File(0)))
+
+
+# -- spaces --------------------------------------------------------------------------------
+
+
+def follow(maps: list[Map], space: int, pos: int, op: int) -> tuple[Any, int, int, int]:
+    """What a byte comes to: the action, its offset there, and the space and position that say so."""
+    if pos >= maps[space].size:
+        return Error(errno.EIO), 0, space, pos
+    (extent,) = maps[space].extents(pos, pos + 1)
+    action = extent.routing.actions[op]
+    match action:
+        case Space(number, shift):
+            return follow(maps, number, extent.offset + shift, op)
+        case Spaces(numbers, chunk):
+            nr, within = divmod(extent.offset, chunk)
+            return follow(maps, numbers[nr % len(numbers)], nr // len(numbers) * chunk + within, op)
+    return action, extent.offset, space, pos
+
+
+def test_spaces_go_on_in_others() -> None:
+    """What each sector of the device comes to, through up to three of them, and how far that holds."""
+    chance = random.Random(3)
+    sizes = [256 * 512, 100 * 512, 100 * 512, 300 * 512]
+    maps = [Map(sizes[0])]
+    maps += [maps[0].add_space(size) for size in sizes[1:]]
+    assert [one.space for one in maps] == [0, 1, 2, 3]
+    assert maps[0].stats().nr_spaces == 4
+    maps[2].add_file(10)
+    leaves = [Routing.all(Zero()), Routing.all(File(0)), Routing(Upcall(), Null(), Zero(), File(0, shift=4096))]
+    ways = {
+        0: [Routing.all(Spaces((1, 2), 1024)), Routing.all(Space(3, shift=512)), Routing.all(Spaces((1, 2, 3), 4096))],
+        1: [Routing.all(Space(3)), Routing(Space(2), Space(3), Null(), Spaces((2, 3), 512))],
+        2: [Routing.all(Space(3, shift=8192))],
+        3: [],
+    }
+    reader = Reader(maps[0])
+    for _ in range(200):
+        space = chance.randrange(4)
+        nr_sectors = sizes[space] // 512
+        start = chance.randrange(nr_sectors)
+        length = chance.randrange(1, nr_sectors - start + 1)
+        routing = chance.choice(leaves + 3 * ways[space])
+        maps[space].replace([Extent(start * 512, length * 512, routing, chance.randrange(200) * 512)])
+        assert lib.um_check(maps[0].c) == 0
+        with reader:
+            for op in OPS:
+                pos, held = 0, None
+                for sector in range(sizes[0] // 512):
+                    action, offset, where, at = follow(maps, 0, sector * 512, op)
+                    hit = reader.hit(sector * 512, op)
+                    expected = {
+                        Error: lib.UM_ERROR,
+                        File: lib.UM_FILE,
+                        Zero: lib.UM_ZERO,
+                        Upcall: lib.UM_UPCALL,
+                        Null: lib.UM_NULL,
+                    }[type(action)]
+                    assert (hit.kind, hit.space, hit.at) == (expected, where, at)
+                    if isinstance(action, File):
+                        assert hit.offset == offset + action.shift
+                    if held and sector * 512 < pos:  # the first answer held for it, too
+                        assert (hit.kind, hit.space, hit.at) == (held[0], held[1], held[2] + sector * 512 - held[3])
+                    else:
+                        pos, held = hit.end, (hit.kind, hit.space, hit.at, sector * 512)
+                    assert hit.end > sector * 512
+    reader.remove()
+    maps[0].close()
+
+
+def test_flushes_of_spaces() -> None:
+    found = Map(4096)
+    others = [found.add_space(4096) for _ in range(2)]
+    found.add_file(10)
+    found.set_flush(Upcall())
+    others[1].set_flush(Sync((0,), asks=True))
+    reader = Reader(found)
+    with reader:
+        flushes = [reader.view.spaces[n].flush for n in range(3)]
+        assert [one.kind for one in flushes] == [lib.UM_UPCALL, lib.UM_NULL, lib.UM_FILE]
+        assert [one.asks for one in flushes] == [0, 0, 1]
+    reader.remove()
+    found.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "why"),
+    [
+        (0, Space(3), "space 3 was not added to the map, which has 3"),
+        (0, Space(0), "space 0 was not added"),
+        (0, Spaces((2, 1), 512), r"spaces \(2, 1\) are not 1 to 255 that were added one after the other"),
+        (0, Spaces((1, 2), 1000), "chunk of 1000 bytes"),
+        (1, Space(1), "in a space that was added before this one, 1"),
+        (2, Space(1), "in a space that was added before this one, 2"),
+        (1, Spaces((1, 2), 512), "in a space that was added before this one, 1"),
+        (0, Faulty(Space(1), 0), "a fault cannot come before"),  # type: ignore[arg-type]
+    ],
+)
+def test_spaces_that_cannot_be(space: int, action: Any, why: str) -> None:
+    maps = [Map(4096)]
+    maps += [maps[0].add_space(4096) for _ in range(2)]
+    maps[0].add_fault(Fault())
+    with pytest.raises(ValueError, match=why):
+        maps[space].fill(Routing.all(action))
+    maps[0].close()
+
+
+def test_too_many_spaces() -> None:
+    found = Map(512)
+    for _ in range(4095):
+        found.add_space(512)
+    with pytest.raises(OSError, match="No space left") as caught:
+        found.add_space(512)
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(ValueError, match="not a positive multiple"):
+        found.add_space(511)
+    assert lib.um_check(found.c) == 0
+    found.close()
+
+
+def test_who_answers_for_a_space() -> None:
+    found = Map(512)
+    told: list[object] = []
+    other = found.add_space(512, told.extend)
+    assert found.answer(other.space) == told.extend
+    assert found.answer(0) is None
+    found.close()
+
+
+def test_a_space_has_a_size_of_its_own() -> None:
+    found = Map(4096)
+    other = found.add_space(4096)
+    other.add_file(10)
+    other.fill(Routing.all(File(0)))
+    other.resize(8192)
+    assert list(other.extents()) == [Extent(0, 8192, Routing.all(File(0)))]
+    assert list(found.extents()) == [Extent(0, 4096, Routing.all(Null()))]
+    assert (found.size, found.count, other.size, other.count) == (4096, 1, 8192, 1)
+    found.close()
