@@ -283,6 +283,8 @@ def absolute(opt: Option, value: Any, base: Path) -> Any:
         return value
     if isinstance(value, tuple):
         return tuple(absolute(opt, one, base) for one in value)
+    if isinstance(value, Target):
+        return value
     return Path(os.path.abspath(base / value))  # noqa: PTH100 - resolve() would follow links
 
 
@@ -337,38 +339,53 @@ class _Reader:
         draft.device = self._values(entries, DeviceOptions.options, "", extra=["target"])
         if target is None:
             self._mistake(root, "", "target is missing: say, for example, target: {type: null}")
-        else:
-            self._read_target(target[1], draft)
+        elif found := self._target(target[1], "target"):
+            cls, draft.target = found
+            draft.target_type = load.reference(cls)
+            self._places["target"] = self._place(target[1].start_mark.line, "target")
         if self._mistakes:
             raise ConfigError("\n".join(text for _, text in sorted(self._mistakes, key=itemgetter(0))))
         return draft
 
-    def _read_target(self, node: yaml.Node, draft: Draft) -> None:
-        entries = self._mapping(node, "target")
+    def _target(self, node: yaml.Node, path: str) -> tuple[type[Target], dict[str, Any]] | None:
+        """The class of a target and its options; None if there is a mistake."""
+        entries = self._mapping(node, path)
         if "type" not in entries:
             if isinstance(node, yaml.MappingNode):
-                self._mistake(node, "target", f"type is missing: one of {', '.join(tgt.names())}")
-            return
+                self._mistake(node, path, f"type is missing: one of {', '.join(tgt.names())}")
+            return None
         type_node = entries.pop("type")[1]
-        value = self._scalar(type_node, "target.type")
+        value = self._scalar(type_node, f"{path}.type")
         if value is _NOT_SCALAR:
-            return
+            return None
         # YAML reads a bare null as "nothing"; as a target's type it is the target of that name.
         name = "null" if value is None and type_node.value else value
         if not isinstance(name, str):
             what = f"{type_node.value!r} is not the name of a target" if type_node.value else "has no value"
-            self._mistake(type_node, "target.type", f"{what}: one of {', '.join(tgt.names())}")
-            return
+            self._mistake(type_node, f"{path}.type", f"{what}: one of {', '.join(tgt.names())}")
+            return None
         if load.is_file(name):  # from where this file is
             name = os.path.join(self._path.absolute().parent, os.path.expanduser(name))  # noqa: PTH111, PTH118
         try:
             cls = load.find(name, said_by_file=True)
         except ConfigError as e:
-            self._mistake(type_node, "target.type", f"{e.message}; {e.hint}")
-            return
-        draft.target_type = load.reference(cls)
-        draft.target = self._values(entries, cls.options, "target.", extra=["type"])
-        self._places["target"] = self._place(node.start_mark.line, "target")
+            self._mistake(type_node, f"{path}.type", f"{e.message}; {e.hint}")
+            return None
+        return cls, self._values(entries, cls.options, f"{path}.", extra=["type"])
+
+    def _part(self, node: yaml.Node, path: str) -> Any:
+        """A target that is a value of an option."""
+        before, places = len(self._mistakes), dict(self._places)
+        found = self._target(node, path)
+        self._places.clear()  # of its keys: others may have the same names
+        self._places.update(places)
+        if found is None or len(self._mistakes) > before:
+            return _NOT_SCALAR
+        cls, values = found
+        if missing := [opt for opt in cls.options.values() if opt.required and opt.name not in values]:
+            self._mistake(node, path, f"no {missing[0].name} given: target {cls.name} needs it, {missing[0].help}")
+            return _NOT_SCALAR
+        return cls(values)
 
     def _values(
         self,
@@ -390,7 +407,7 @@ class _Reader:
             opt = options[name]
             self._places[name] = self._place(key_node.start_mark.line, f"{prefix}{name}")
             read = self._list if opt.kind.several else self._scalar
-            raw = read(node, f"{prefix}{name}")
+            raw = read(node, f"{prefix}{name}", opt.kind.is_target)
             if raw is _NOT_SCALAR:
                 continue
             try:
@@ -418,7 +435,9 @@ class _Reader:
                 entries[key.value] = (key, value)
         return entries
 
-    def _scalar(self, node: yaml.Node, path: str) -> Any:
+    def _scalar(self, node: yaml.Node, path: str, or_target: bool = False) -> Any:
+        if or_target and isinstance(node, yaml.MappingNode):
+            return self._part(node, path)
         if isinstance(node, yaml.ScalarNode):
             try:
                 return self._loader.construct_object(node)
@@ -428,11 +447,13 @@ class _Reader:
         self._mistake(node, path, "expected a single value here")
         return _NOT_SCALAR
 
-    def _list(self, node: yaml.Node, path: str) -> Any:
+    def _list(self, node: yaml.Node, path: str, or_target: bool = False) -> Any:
         if not isinstance(node, yaml.SequenceNode):
             self._mistake(node, path, "expected a list here, such as [one, another]")
             return _NOT_SCALAR
-        found = [self._scalar(one, path) for one in node.value]
+        found = [
+            self._scalar(one, f"{path}[{n}]" if or_target else path, or_target) for n, one in enumerate(node.value)
+        ]
         return _NOT_SCALAR if _NOT_SCALAR in found else found
 
     def _mistake(self, node: yaml.Node, path: str, what: str) -> None:

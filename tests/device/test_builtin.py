@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ublkpy.life.recover import recover
+from ublkpy.tgt.mirror import MirrorTarget
 
 from . import disk, kernel, load, program
 from .devices import MIB, Device, Devices
@@ -24,17 +25,23 @@ def images(scratch: Path, *sizes: int) -> tuple[Path, ...]:
     return tuple(disk.image(scratch / f"image{n}", size) for n, size in enumerate(sizes))
 
 
+def mirrors(first: Path, second: Path, third: Path, fourth: Path) -> tuple[MirrorTarget, MirrorTarget]:
+    return MirrorTarget({"files": (first, second)}), MirrorTarget({"files": (third, fourth)})
+
+
 KEEPING: dict[str, Callable[[Path], Options]] = {
     "stripe": lambda scratch: {"files": images(scratch, *[20 * MIB] * 3), "chunk": 16384},
     "concat": lambda scratch: {"files": images(scratch, 20 * MIB, 8 * MIB, 32 * MIB)},
     "mirror": lambda scratch: {"files": images(scratch, 61 * MIB, 64 * MIB)},
+    "raid10": lambda scratch: {"files": mirrors(*images(scratch, *[31 * MIB] * 4))},
 }
 """Of each target, options for a device of about 60 MiB in a folder."""
 
 
 @pytest.fixture(params=KEEPING)
 def device(request: pytest.FixtureRequest, devices: Devices, scratch: Path) -> Device:
-    return devices.add(request.param, recovery="reissue", queues=2, **KEEPING[request.param](scratch))
+    target = {"raid10": "stripe"}.get(request.param, request.param)
+    return devices.add(target, recovery="reissue", queues=2, **KEEPING[request.param](scratch))
 
 
 def test_random_writes(device: Device) -> None:

@@ -283,6 +283,51 @@ def test_a_copy_that_was_interrupted_is_not_taken_for_whole(devices: Devices, sc
     assert data_of(files[0], 32 * MIB) == data_of(files[1], 32 * MIB)
 
 
+def faulty(devices: Devices, leg: Path, switch: Path, *ops: str) -> Path:
+    """A drive over a leg that fails in these while the switch is there."""
+    return devices.add("fault", file=leg, error_rate=1.0, ops=ops, while_file=switch).node
+
+
+def test_a_leg_that_does_not_flush_is_dropped(devices: Devices, scratch: Path) -> None:
+    files, switch = legs(scratch), scratch / "on"
+    bad = faulty(devices, files[1], switch, "flush")
+    device = devices.add("mirror", files=(files[0], bad), create=True)
+    wait_in_sync(device)
+    disk.write(device.node, 0, disk.pattern(4096))
+    switch.touch()
+    disk.flush(device.node)
+    until(lambda: shown(device) == ["in sync", "out of sync"], "the leg is dropped")
+    switch.unlink()
+    wait_in_sync(device)
+
+
+def test_one_of_two_legs_that_come_back_fails(devices: Devices, scratch: Path) -> None:
+    """The other one is not taken for in sync either, before it has everything."""
+    files, switch = legs(scratch, 3), scratch / "on"
+    bad = faulty(devices, files[2], switch, "write", "flush")
+    device = devices.add("mirror", files=(files[0], files[1], bad), create=True)
+    wait_in_sync(device)
+    devices.remove(device)
+    files[1].rename(scratch / "gone")
+    device = devices.add("mirror", files=(files[0], files[1], bad), degraded=True)
+    switch.touch()
+    data = disk.pattern(8 * MIB)
+    for at in range(0, len(data), MIB):
+        disk.write(device.node, at, data[at : at + MIB])
+    until(lambda: shown(device) == ["in sync", "out of sync", "out of sync"], "the second one is dropped, too")
+    (scratch / "gone").rename(files[1])
+    with pytest.raises(UblkError, match=str(bad)):
+        resync(device.id)
+    assert shown(device)[0] == "in sync"
+    assert shown(device)[2] == "out of sync"
+    for at in range(0, len(data), MIB):
+        assert disk.read(device.node, at, MIB) == data[at : at + MIB]
+    switch.unlink()
+    wait_in_sync(device)
+    devices.remove(device)
+    assert data_of(files[0]) == data_of(files[1]) == data_of(files[2])
+
+
 @pytest.mark.timeout(400)
 def test_fifty_crashes_under_load(devices: Devices, scratch: Path) -> None:
     """What was acknowledged is there after each; and after a resync both legs are alike."""

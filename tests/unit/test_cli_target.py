@@ -47,7 +47,7 @@ def test_list(ublk: Run) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["NAME", "FROM", "WHAT", "IT", "IS"]
     assert [line.split()[:2] for line in lines[1:]] == [[name, "ublkpy"] for name in tgt.names()]
-    assert "Several files or block devices, one after the other." in lines[1]
+    assert "Several files, block devices or targets, one after the other." in lines[1]
 
 
 def test_list_with_a_broken_one(ublk: Run, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from ublkpy.errors import UblkError
 from ublkpy.tgt import mirror_label
 from ublkpy.tgt.base import Geometry, Progress, Target
-from ublkpy.tgt.legs import Leg, check_different, geometry
+from ublkpy.tgt.legs import check_different, geometry
 from ublkpy.tgt.mirror_assembly import Member, assemble, check_member
 from ublkpy.tgt.mirror_keeper import Keeper
 from ublkpy.tgt.options import option
+from ublkpy.tgt.part import Part
 from ublkpy.uring.map import Map
 from ublkpy.uring.queue import Request
 
@@ -37,12 +38,12 @@ class MirrorTarget(Target):
     def open(self) -> Geometry:
         check_different(self.files)
         self._keeper: Keeper | None = None
-        self._opened: list[Leg] = []
+        self._opened: list[Part] = []
         try:
             self._assembly = assemble(
                 [self._member(path) for path in self.files], create=self.create, degraded=self.degraded
             )
-            return geometry(self._opened, self.disk, self._assembly.label.size)
+            return geometry(self._opened, self._assembly.label.size)
         except BaseException:
             self.close()
             raise
@@ -97,7 +98,7 @@ class MirrorTarget(Target):
     def _member(self, path: Path) -> Member:
         """What is there, or why it is not."""
         try:
-            leg = Leg.open(path, self.disk, direct=self.direct, unit=mirror_label.BLOCK)
+            leg = Part(path, self.disk, direct=self.direct, unit=mirror_label.BLOCK)
         except UblkError as e:
             return Member(path, None, e)
         self._opened.append(leg)

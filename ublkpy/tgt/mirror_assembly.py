@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ublkpy.errors import UblkError
-from ublkpy.tgt.legs import Leg
 from ublkpy.tgt.mirror_label import MAX_LEGS, ROOM, Label, nr_regions, room_at
 from ublkpy.tgt.options import exact_size
+from ublkpy.tgt.part import Part
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Member:
     """One of the files that were named: what is open, or why it is not, and the label on it."""
 
     path: Path
-    leg: Leg | None
+    leg: Part | None
     problem: UblkError | None = None
     label: Label | None = None
     index: int = -1

@@ -271,13 +271,10 @@ class Keeper:
     def _use(self) -> None:
         """Have the map use the legs that there are now."""
         used = [*self._in_sync, *self._joining]
-        slots = []
-        for member in used:
-            assert member.leg
-            slots.append(member.leg.add_to(self._map))
-            self._slots[slots[-1]] = member
+        slots = self._map.add_files([member.leg.open_file for member in used if member.leg])
+        self._slots.update(zip(slots, used, strict=True))
         count = len(self._in_sync)
-        self.regions.use(tuple(slots[:count]), tuple(slots[count:]))
+        self.regions.use(slots[:count], slots[count:])
 
     # -- copying ---------------------------------------------------------------------------
 

@@ -82,7 +82,8 @@ class Kind:
     ``parse`` takes what YAML or the command line gives and raises ValueError with a reason. ``dump`` makes a
     plain value for the state file and JSON, where sizes and places are numbers of bytes; ``load`` takes it
     back, and is ``parse`` where people write the same. ``show`` is for messages. With ``several``, the value is a
-    tuple, written as a list, and these four are about one of it. ``is_path`` if it is a place in the file system.
+    tuple, written as a list, and these four are about one of it. ``is_path`` if it is a place in the file system;
+    ``is_target`` if it may also be a target, written as a mapping.
     """
 
     metavar: str
@@ -93,6 +94,7 @@ class Kind:
     show: Callable[[Any], str] = str
     several: bool = False
     is_path: bool = False
+    is_target: bool = False
 
 
 @dataclass(frozen=True)
@@ -344,7 +346,7 @@ def _parse_str(raw: object) -> str:
     return raw
 
 
-def _parse_path(raw: object) -> Path:
+def parse_path(raw: object) -> Path:
     text = _parse_str(raw)
     if "\0" in text:
         raise ValueError("a path cannot have a null byte in it")
@@ -369,17 +371,17 @@ def _choice(choices: tuple[str, ...]) -> Kind:
 ARGUMENT = re.compile(r"[A-Za-z][\w.-]*=")
 """How an argument begins."""
 
-CODE = Kind("PATH", _parse_path, str, is_path=True)
+CODE = Kind("PATH", parse_path, str, is_path=True)
 ARGUMENTS = Kind("KEY=VALUE", _parse_argument, several=True)
 BOOL = Kind("BOOL", _parse_bool)
-_KINDS: dict[object, Kind] = {
+KINDS: dict[object, Kind] = {  # and what ublkpy.tgt.nested adds
     Size: Kind("SIZE", parse_size),
     Offset: Kind("SECTORS", _parse_offset, load=parse_size),
     Duration: Kind("TIME", _parse_duration, load=_parse_int, show=format_duration),
     Rate: Kind("RATE", _parse_rate),
     Range: Kind("RANGE", _parse_range, str),
     Errno: Kind("ERRNO", _parse_errno),
-    Path: Kind("PATH", _parse_path, str, is_path=True),
+    Path: Kind("PATH", parse_path, str, is_path=True),
     Code: CODE,
     Arguments: ARGUMENTS,
     bool: BOOL,
@@ -389,17 +391,18 @@ _KINDS: dict[object, Kind] = {
 
 
 def _kind(name: str, hint: Any) -> Kind:
+    if hint in KINDS:
+        return KINDS[hint]
     if get_origin(hint) in (Union, types.UnionType):
         return _kind(name, next(arg for arg in get_args(hint) if arg is not type(None)))
     if get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
         return replace(_kind(name, get_args(hint)[0]), several=True)
-    kind = _choice(get_args(hint)) if get_origin(hint) is Literal else _KINDS.get(hint)
-    if kind is None:
-        known = ", ".join(getattr(one, "__name__", str(one)) for one in _KINDS)
-        raise TypeError(
-            f"option {name}: {hint} is no type of options, which are {known}, Literal[...] and tuple[..., ...] of these"
-        )
-    return kind
+    if get_origin(hint) is Literal:
+        return _choice(get_args(hint))
+    known = ", ".join(getattr(one, "__name__", str(one)) for one in KINDS)
+    raise TypeError(
+        f"option {name}: {hint} is no type of options, which are {known}, Literal[...] and tuple[..., ...] of these"
+    )
 
 
 def _make_option(name: str, hint: Any, declared: _Declaration) -> Option:

@@ -1,7 +1,9 @@
-"""The part of a file or block device that is the whole of a device: which bytes, and the geometry that follows."""
+"""The part of a file or block device that a device, or a leg of one, is: which bytes, and the geometry that follows."""
 
 from __future__ import annotations
 
+import mmap
+import os
 from pathlib import Path
 
 from ublkpy.errors import UblkError
@@ -9,38 +11,71 @@ from ublkpy.tgt.backing import Backing
 from ublkpy.tgt.base import Geometry
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.options import exact_size
-from ublkpy.uring.map import File, Map
+from ublkpy.uring.map import File, Map, OpenFile
 
 
 class Part:
-    """``size`` bytes of an open backing from ``offset`` on; without ``size``, up to its end. Owns it until ``close``.
+    """``size`` bytes of an open backing from ``offset`` on; without ``size``, as many whole ``unit`` as there are up to
+    its end. Owns it until ``close``.
 
     ``disk`` is what was said of the device. ``direct`` is as for a ``Backing``; None also gives O_DIRECT up where size
     or offset do not fit its blocks. All sizes are in bytes. Raises UblkError.
     """
 
     def __init__(
-        self, path: Path, disk: DiskOptions, *, offset: int = 0, size: int | None = None, direct: bool | None = None
+        self,
+        path: Path,
+        disk: DiskOptions,
+        *,
+        offset: int = 0,
+        size: int | None = None,
+        direct: bool | None = None,
+        unit: int = 1,
     ) -> None:
+        self.path = path
         self.offset = offset
-        self._path = path
         self._disk = disk
         self._is_measured = size is None
         # Without a write cache nobody asks for a flush.
         self.durable = disk.write_cache is False
         self.backing = Backing(path, read_only=disk.read_only, direct=direct, durable=self.durable)
         try:
-            self.size = self._find_size(size)
+            self.size = self._find_size(size, unit)
             self.geometry = self._measure(direct)
         except BaseException:
             self.close()
             raise
 
-    def add_to(self, found: Map) -> File:
+    @property
+    def open_file(self) -> OpenFile:
+        """As a map has to know it."""
+        return OpenFile(self.backing.fd, self.backing.is_block_device, self.backing.in_memory)
+
+    def add_to(self, target_map: Map) -> File:
         """As an action for the whole of that map, whose extents begin at ``offset``."""
-        self.size = found.size
-        backing = self.backing
-        return File(found.add_file(backing.fd, is_block_device=backing.is_block_device, in_memory=backing.in_memory))
+        self.size = target_map.size
+        return File(target_map.add_files([self.open_file])[0])
+
+    def is_current(self) -> bool:
+        """Whether that file is still what the path leads to, and can be read."""
+        try:
+            now, opened = self.path.stat(), os.fstat(self.backing.fd)
+            with mmap.mmap(-1, 4096) as buffer, memoryview(buffer) as view:
+                os.preadv(self.backing.fd, [view], 0)
+        except OSError:
+            return False
+        return (now.st_dev, now.st_ino, now.st_rdev) == (opened.st_dev, opened.st_ino, opened.st_rdev)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return str(self.path)
+
+    def how_to_fit(self, size: int) -> str:
+        """How it gets so many bytes."""
+        if self.backing.is_block_device:
+            return "take a partition of that size"
+        return f"truncate -s {self.offset + size} {self.path}"
 
     def resize(self, size: int) -> None:
         """Have the backing long enough for ``size`` bytes, and no longer if it was not. Raises UblkError."""
@@ -73,12 +108,13 @@ class Part:
             max_write_zeroes_bytes=0 if self.durable else limits.max_write_zeroes_bytes,
         )
 
-    def _find_size(self, said: int | None) -> int:
-        path, end = self._path, self.backing.end
+    def _find_size(self, said: int | None, unit: int) -> int:
+        path, end = self.path, self.backing.end
         self.backing.check_content()
         if self.offset >= end:
             raise UblkError(f"offset {exact_size(self.offset)} is not inside {path}, which has {exact_size(end)}")
-        size = end - self.offset if said is None else said
+        size = end - self.offset
+        size = size - size % unit if said is None else said
         if self.offset + size > end:
             raise UblkError(
                 f"{path} has {exact_size(end)}: too short for {exact_size(size)} at offset {exact_size(self.offset)}",
@@ -87,7 +123,7 @@ class Part:
         return size
 
     def _check_blocks(self, own: int) -> None:
-        path, larger = self._path, max(own, self._disk.logical_block_size or own)
+        path, larger = self.path, max(own, self._disk.logical_block_size or own)
         for what, value, block in (("offset", self.offset, own), ("size", self.size, larger)):
             if value % block:
                 good = -(-value // block) * block
