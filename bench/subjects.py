@@ -36,6 +36,7 @@ _TABLE = (
         for suffix, options in _BUFFERED
     ),
     *(Subject(f"loop{suffix}", "file", ublkpy.loop(*options), ours=True) for suffix, options in _VARIANTS),
+    Subject("ram", "file", ublkpy.memory(), ours=True),
     Subject("concat", "file", ublkpy.over_two("concat", SIZE_BYTES // 2), ours=True),
     Subject("stripe", "file", ublkpy.over_two("stripe", SIZE_BYTES // 2), ours=True),
     Subject("mirror", "file", ublkpy.over_two("mirror", SIZE_BYTES + _LABEL), ours=True),

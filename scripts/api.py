@@ -39,13 +39,13 @@ _WIDTH = 100  # of code
 _MADE_FOR_YOU = ("Request",)  # no program of others does it
 
 _ACTIONS = (
-    *("File", "Stripe", "Mirror", "Memory", "Null", "Zero", "Pattern", "Error", "Upcall", "Sync"),
+    *("File", "Stripe", "Mirror", "Space", "Spaces", "Memory", "Null", "Zero", "Pattern", "Error", "Upcall", "Sync"),
     *("Faulty", "Fault"),
 )
 SECTIONS = (
     Section("Targets", "ublkpy.tgt.base", ("Target", "Geometry", "main")),
     Section("Options of a target", "ublkpy.tgt.options", ("option", "Size", "Offset", "Duration", "Rate")),
-    Section("Where the bytes live", "ublkpy.uring.map", ("Map", "Extent", "Routing", *_ACTIONS)),
+    Section("Where the bytes live", "ublkpy.uring.map", ("Map", "OpenFile", "Extent", "Routing", *_ACTIONS)),
     Section("Files", "ublkpy.io", ("read", "write", "fsync", "punch_hole", "zero_range"), "ublkpy.io"),
     Section("Zoned disks", "ublkpy.uring.zones", ("Zones", "Zone", "ZoneType", "ZoneCond")),
     Section("Requests", "ublkpy.upcall.raw", ("Request", "Op", "IoFlag")),

@@ -35,6 +35,10 @@ Recovery = Literal["none", "queue", "reissue", "fail"]
 class DeviceOptions(DiskOptions):
     """What can be said about any device, whatever its target. Sizes in bytes."""
 
+    @property
+    def is_recoverable(self) -> bool:
+        return self.recovery != "none"
+
     id: int = option(-1, "-n", "--number", help="device id; -1: the lowest free one", minimum=-1, maximum=2**20 - 1)
     queues: int = option(1, "-q", help="hardware queues", minimum=1, maximum=4096)
     depth: int = option(128, "-d", help="requests in flight per queue", minimum=1, maximum=MAX_QUEUE_DEPTH)
@@ -118,7 +122,7 @@ class DeviceConfig:
         """The configuration as plain values, for the state file; ``from_dump`` takes it back."""
         return {
             "device": self.device.dump(),
-            "target": {"type": load.reference(type(self.target)), **self.target.dump()},
+            "target": load.dump(self.target),
         }
 
 
@@ -248,11 +252,9 @@ def _check_unprivileged(device: DeviceOptions, target: Target) -> None:
 
 def from_dump(data: Mapping[str, Any]) -> DeviceConfig:
     """The configuration that ``DeviceConfig.dump`` wrote."""
-    target = dict(data["target"])
-    cls = tgt.find(target.pop("type"))
     return DeviceConfig(
         DeviceOptions({name: DeviceOptions.options[name].load(raw) for name, raw in data["device"].items()}),
-        cls({name: cls.options[name].load(raw) for name, raw in target.items()}),
+        load.from_dump(data["target"]),
     )
 
 

@@ -38,6 +38,11 @@ def over_two(target: str, size: int) -> Server:
     return serve
 
 
+def memory() -> Server:
+    """The ram target."""
+    return _server("ram", "--size", str(SIZE_BYTES))
+
+
 def ram(*options: str) -> Server:
     """The example of a RAM disk in Python."""
     return _server(str(_ROOT / "examples" / "ram.py"), "--size", str(SIZE_BYTES), *options)

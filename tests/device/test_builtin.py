@@ -33,6 +33,9 @@ KEEPING: dict[str, Callable[[Path], Options]] = {
     "stripe": lambda scratch: {"files": images(scratch, *[20 * MIB] * 3), "chunk": 16384},
     "concat": lambda scratch: {"files": images(scratch, 20 * MIB, 8 * MIB, 32 * MIB)},
     "mirror": lambda scratch: {"files": images(scratch, 61 * MIB, 64 * MIB)},
+    "ram": lambda _scratch: {"size": 60 * MIB},
+    "fault": lambda scratch: {"file": images(scratch, 60 * MIB)[0], "delay": 10**5},
+    "fault-in-memory": lambda _scratch: {"size": 60 * MIB, "delay": 10**5},
     "raid10": lambda scratch: {"files": mirrors(*images(scratch, *[31 * MIB] * 4))},
 }
 """Of each target, options for a device of about 60 MiB in a folder."""
@@ -40,7 +43,7 @@ KEEPING: dict[str, Callable[[Path], Options]] = {
 
 @pytest.fixture(params=KEEPING)
 def device(request: pytest.FixtureRequest, devices: Devices, scratch: Path) -> Device:
-    target = {"raid10": "stripe"}.get(request.param, request.param)
+    target = {"raid10": "stripe", "fault-in-memory": "fault"}.get(request.param, request.param)
     return devices.add(target, recovery="reissue", queues=2, **KEEPING[request.param](scratch))
 
 
@@ -74,7 +77,7 @@ PAGES = Path(__file__).parents[2] / "docs/targets"
 
 
 @pytest.mark.any_kernel
-@pytest.mark.parametrize("target", ["concat", "error", "full", "mirror", "pattern", "stripe", "zero"])
+@pytest.mark.parametrize("target", ["concat", "error", "full", "mirror", "pattern", "ram", "stripe", "zero"])
 def test_the_example_of_its_page(devices: Devices, scratch: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     """The commands that it begins with."""
     monkeypatch.chdir(scratch)

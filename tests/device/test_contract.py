@@ -12,6 +12,8 @@ from ublkpy.tgt.base import Target
 from ublkpy.tgt.concat import ConcatTarget
 from ublkpy.tgt.fault import FaultTarget
 from ublkpy.tgt.loop import LoopTarget
+from ublkpy.tgt.mirror import MirrorTarget
+from ublkpy.tgt.ram import RamTarget
 from ublkpy.tgt.stripe import StripeTarget
 
 from . import disk as blocks
@@ -35,10 +37,21 @@ def late(scratch: Path) -> Target:
     return FaultTarget({"size": 8 * MIB, "delay": 10**5, "distribution": "exponential"})
 
 
+def mirrors(scratch: Path) -> Target:
+    first, second, third = files(scratch, 4 * MIB)
+    fourth = blocks.image(scratch / "image3", 4 * MIB)
+    return StripeTarget(
+        {"files": (MirrorTarget({"files": (first, second)}), MirrorTarget({"files": (third, fourth)})), "chunk": 4096}
+    )
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "loop": loop,
     "stripe": lambda scratch: StripeTarget({"files": files(scratch, 2 * MIB), "chunk": 4096}),
     "concat": lambda scratch: ConcatTarget({"files": files(scratch, 16384)}),
+    "mirror": lambda scratch: MirrorTarget({"files": files(scratch, 8 * MIB)}),
+    "striped mirrors": mirrors,
+    "ram": lambda _scratch: RamTarget({"size": 8 * MIB}),
     "fault": fault,
     "late memory": late,
     "plain": lambda scratch: targets.Ram(),

@@ -55,6 +55,7 @@ from ublkpy.errors import InterruptedByUser, UblkError
 from ublkpy.system.spawn import wait_end
 from ublkpy.system.wait import readable
 from ublkpy.tgt import handlers
+from ublkpy.uring import libc
 from ublkpy.uring.map import Map
 from ublkpy.uring.mode import Mode, names
 from ublkpy.uring.queue import Memory
@@ -79,6 +80,7 @@ class Server:
         """UblkError when what the device shares cannot be opened."""
         self.failure: BaseException | None = None
         self._plan = plan
+        self._old_segments = plan.config.target.segments()
         self._workers: list[Worker] = []
         self._memories: list[Memory] = []
         self._map: Map | None = None
@@ -168,12 +170,14 @@ class Server:
                 if options.unprivileged:
                     udev.wait_owned(info.dev_id)
                 control.set_params(info.dev_id, self._plan.params(info.max_io_buf_bytes, mode))
+                state.remove(info.dev_id)  # that of a device which went without us, as when the driver was unloaded
                 self._bring_up(control, info, mode)
                 control.start(info.dev_id, self._wake_r.fileno())
                 if self._sharing:
                     self._sharing.begin(self._htlb)
             except BaseException as e:
                 self.abandon(info.dev_id)
+                self._drop_segments()
                 raise self._cause(e) from e
         self._created = True
         return info
@@ -297,6 +301,7 @@ class Server:
             config=config.dump(),
             target=self._described(self._plan.geometry.size),
             backing=handlers.backing(target),
+            segments=target.segments(),
             within=self._host.within,
         )
         self._save_buffers(self._plan.stale_buffers)
@@ -403,6 +408,11 @@ class Server:
                 worker.release()
         self._close()
         self._wait_helper()
+
+    def _drop_segments(self) -> None:
+        """Those that the target made for a device that nobody gets."""
+        for segment in set(self._plan.config.target.segments()).difference(self._old_segments):
+            libc.shm_remove(segment)
 
     # -- the end ---------------------------------------------------------------------------
 

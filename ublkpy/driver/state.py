@@ -22,6 +22,7 @@ from ublkpy.errors import UblkError
 from ublkpy.folders import RUN_DIR as RUN_DIR
 from ublkpy.folders import run_dir as run_dir
 from ublkpy.shmem import socket_path
+from ublkpy.uring import libc
 from ublkpy.version import __version__
 
 VERSION = 2
@@ -47,7 +48,8 @@ class DeviceState:
     ``cookie`` also stands in the driver's ``ublksrv_flags``: a device with another value is not the one
     that this file is about. ``start_time`` (clock ticks since boot) tells a process from a later one with
     the same pid. ``queues`` lists the threads of each queue in turn. ``target`` is what the target says of itself
-    for ``list``, ``shmem`` the numbers of the buffers that clients share. ``kept``: the daemon has ended, and somebody
+    for ``list``, ``shmem`` the numbers of the buffers that clients share, ``segments`` the shared memory segments that
+    its disk is in, and which go with the file. ``kept``: the daemon has ended, and somebody
     means to go on with the device. ``within``: that process is no daemon, but a program that serves the device itself,
     and has other things to do. ``release``: the version of ublkpy that the daemon runs.
     """
@@ -62,6 +64,7 @@ class DeviceState:
     target: dict[str, Any]
     backing: str
     shmem: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
     kept: bool = False
     within: bool = False
     release: str = __version__
@@ -133,12 +136,16 @@ def damaged(dev_id: int, why: Exception) -> UblkError:
 
 
 def remove(dev_id: int, cookie: int | None = None) -> None:
-    """Remove the device's file, and a socket that is left; with ``cookie``, only if it is that device's."""
-    if cookie is not None:
-        with contextlib.suppress(UblkError):
-            state = read(dev_id)
-            if state and state.cookie != cookie:
-                return
+    """Remove the device's file, the memory that it names, and a socket that is left; with ``cookie``, only if it is
+    that device's.
+    """
+    state = None
+    with contextlib.suppress(UblkError):
+        state = read(dev_id)
+    if state and cookie not in (None, state.cookie):
+        return
+    for segment in state.segments if state else ():
+        libc.shm_remove(segment)
     # A user whose folders went when he logged out has no files to remove.
     with contextlib.suppress(UblkError):
         for path in (_path(dev_id), _unfinished(dev_id), channel_path(dev_id), watch_path(dev_id), socket_path(dev_id)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 
 from ublkpy.config import DeviceConfig, DeviceOptions, from_dump
 from ublkpy.daemon.channel import KEEP, SilentError, held
@@ -58,6 +59,7 @@ def start(dev_id: int) -> DeviceConfig:
 
     def clear() -> None:
         """The old one makes place: only now, when all that can go wrong with the target has not."""
+        state.write(replace(known, segments=[]))  # they are not to go with it
         if _find_stopped(dev_id):
             delete.delete(dev_id, known.cookie, force=True)
 
@@ -65,7 +67,8 @@ def start(dev_id: int) -> DeviceConfig:
     try:
         add(config, before=clear, again=True)
     except BaseException:
-        if state.read(dev_id) is None:
+        left = state.read(dev_id)
+        if left is None or left.cookie == known.cookie:
             state.write(known)
         raise
     return config

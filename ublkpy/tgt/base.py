@@ -136,6 +136,10 @@ class Target(Configurable, ABC):
     """Whether the data of a READ or WRITE matters to it; else it need not be copied."""
     disk: DiskOptions = DiskOptions()
     """What was said of the disk, known before ``open``. What nobody said is None, or False."""
+    segment: int | None = None
+    """The shared memory segment that its disk is in, if that outlives the daemon: the next one's target has it before
+    ``open``, and who deletes the device removes it.
+    """
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -159,6 +163,10 @@ class Target(Configurable, ABC):
         """
         said = (getattr(self, name) for name, opt in self.options.items() if opt.kind.is_path)
         return [path for value in said if value for path in (value if isinstance(value, tuple) else (value,))]
+
+    def segments(self) -> list[int]:
+        """That of its own, and those of its parts."""
+        return [] if self.segment is None else [self.segment]
 
     was_cut: bool = False
     """In ``stop``: whether requests were given up without an answer, which may yet write to its files."""

@@ -15,6 +15,11 @@ _LARGEST = 1 << 28
 class DiskOptions(Configurable):
     """Properties of the block device, sizes in bytes. What is not said is as the target has it."""
 
+    @property
+    def is_recoverable(self) -> bool:
+        """Whether another daemon may go on with the device: then what is in memory has to outlive its own."""
+        return False
+
     read_only: bool = option(False, "--ro", help="refuse writes; a target opens what is behind it read-only, too")
     write_cache: bool | None = option(
         None,

@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import errno
 import itertools
-import mmap
-import os
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt.base import Geometry, Target
+from ublkpy.tgt.memory import DiskMemory
 from ublkpy.tgt.options import Duration, Errno, Range, Rate, Size, exact_size, option
 from ublkpy.tgt.part import Part
-from ublkpy.uring.map import Extent, Fault, Faulty, File, Map, Memory, Null, Routing, Sync
+from ublkpy.uring.map import Error, Extent, Fault, Faulty, Map, Null, Routing, Sync
 
 Op = Literal["read", "write", "flush", "discard", "write_zeroes"]
 
-_Action = TypeVar("_Action", bound=File | Memory | Null | Sync)
-
 _HOUR = 3600 * 10**9
-_MEMORY_STEP = 64 << 20
-"""The most that one request zeroes in memory: the queue's thread does nothing else meanwhile."""
 
 
 class FaultTarget(Target):
@@ -32,9 +27,7 @@ class FaultTarget(Target):
 
     name = "fault"
     file: Path | None = option(None, "-f", help="backing file or block device")
-    size: Size | None = option(
-        None, help="in its place, so much memory, which goes with the daemon", minimum=512, multiple=512
-    )
+    size: Size | None = option(None, help="in its place, so much memory", minimum=512, multiple=512)
     delay: Duration | None = option(None, help="how late each request is", maximum=_HOUR)
     delay_read: Duration | None = option(None, help="the same for reads", maximum=_HOUR)
     delay_write: Duration | None = option(None, help="the same for writes", maximum=_HOUR)
@@ -54,50 +47,58 @@ class FaultTarget(Target):
 
     def open(self) -> Geometry:
         self._check_words()
-        self._part = None if self.file is None else Part(self.file, self.disk)
+        self._backing: Part | DiskMemory
+        if self.file is not None:
+            self._backing = Part(self.file, self.disk)
+        else:
+            self._backing = DiskMemory(self, self.size or 0)
+        geometry = self._backing.geometry
         try:
-            geometry = self._part.geometry if self._part else self._open_memory(self.size or 0)
             self._check_ranges(geometry.size, self.block_size(geometry.logical_block))
         except BaseException:
             self.close()
             raise
         return geometry
 
+    def start(self) -> None:
+        if isinstance(self._backing, DiskMemory):
+            self._backing.begin()
+
     def map(self, target_map: Map) -> None:
-        data: File | Memory = self._part.add_to(target_map) if self._part else target_map.add_memory(self._memory)
-        flush: Null | Sync = Sync((data.file,)) if isinstance(data, File) else Null()
+        whole: Routing
+        flush: Null | Sync
+        if isinstance(self._backing, Part):
+            file = self._backing.add_to(target_map)
+            whole, flush = Routing.all(file), Sync((file.file,))
+        else:
+            whole, flush = self._backing.add_to(target_map), Null()
         faulty = Routing(
-            read=self._after_fault(target_map, "read", data),
-            write=self._after_fault(target_map, "write", data),
-            discard=self._after_fault(target_map, "discard", data),
-            write_zeroes=self._after_fault(target_map, "write_zeroes", data),
+            read=self._after_fault(target_map, "read", whole.read),
+            write=self._after_fault(target_map, "write", whole.write),
+            discard=self._after_fault(target_map, "discard", whole.discard),
+            write_zeroes=self._after_fault(target_map, "write_zeroes", whole.write_zeroes),
         )
         if self.ranges:  # a flush is in none of them
-            target_map.replace([Extent(0, target_map.size, Routing.all(data))], flush)
+            target_map.fill(whole, flush)
         else:
             target_map.set_flush(self._after_fault(target_map, "flush", flush))
         everywhere = [Range(0, target_map.size)]
         target_map.replace(Extent(one.start, one.length, faulty, one.start) for one in self.ranges or everywhere)
 
     def resize(self, size: int) -> None:
-        if self._part is None:
+        if not isinstance(self._backing, Part):
             super().resize(size)
             return
         for one in self.ranges or ():
-            if one.end > size or one.end == self._part.size:
+            if one.end > size or one.end == self._backing.size:
                 raise UblkError(
                     f"range {one} ends behind the new end of the device, or moves with it",
                     "delete the device, and add it anew",
                 )
-        self._part.resize(size)
+        self._backing.resize(size)
 
     def close(self) -> None:
-        if self._part:
-            self._part.close()
-
-    @property
-    def outlives_daemon(self) -> bool:
-        return self.file is not None
+        self._backing.close()
 
     def backing(self) -> str:
         return str(self.file or "")
@@ -105,31 +106,16 @@ class FaultTarget(Target):
     def status(self) -> dict[str, object]:
         return {"backing_file": str(self.file)} if self.file else {}
 
-    def _after_fault(self, found: Map, op: Op, action: _Action) -> _Action | Faulty:
+    def _after_fault(self, found: Map, op: Op, action: Any) -> Any:
         """The action, and before it what befalls such requests, if anything does."""
         own = {"read": self.delay_read, "write": self.delay_write}.get(op)
         delay = (self.delay if own is None else own) or 0
         rate = (self.error_rate or 0.0) if op in (self.ops or get_args(Op)) else 0.0
-        if not delay and not rate:
+        if isinstance(action, Error) or (not delay and not rate):
             return action
         number = self.errno or errno.EIO
         fault = Fault(delay, self.distribution or "constant", rate, number, self.while_file, self.seed)
         return Faulty(action, found.add_fault(fault))
-
-    def _open_memory(self, size: int) -> Geometry:
-        try:
-            self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as e:
-            raise UblkError(
-                f"there is no memory for {exact_size(size)}: {os.strerror(e.errno or 0)}", "keep it in a file: --file"
-            ) from e
-        return Geometry(
-            size=size,
-            write_cache=self.disk.write_cache is not False,
-            discard_granularity=4096,
-            max_discard_bytes=_MEMORY_STEP,
-            max_write_zeroes_bytes=_MEMORY_STEP,
-        )
 
     # -- what was said ---------------------------------------------------------------------
 

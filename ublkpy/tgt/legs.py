@@ -173,6 +173,9 @@ class JoinedTarget(Target):
     def paths(self) -> list[Path]:
         return paths(self.files)
 
+    def segments(self) -> list[int]:
+        return [segment for one in self.files if isinstance(one, Target) for segment in one.segments()]
+
     def backing(self) -> str:
         return self._legs.backing()
 

@@ -23,10 +23,11 @@ import re
 import stat
 import sys
 import traceback
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt.base import Target
@@ -45,6 +46,7 @@ BUILT_IN = {
     "nbdkit-python": "ublkpy.tgt.nbdkit_python:NbdkitPythonTarget",
     "null": "ublkpy.tgt.null:NullTarget",
     "pattern": "ublkpy.tgt.pattern:PatternTarget",
+    "ram": "ublkpy.tgt.ram:RamTarget",
     "stripe": "ublkpy.tgt.stripe:StripeTarget",
     "zero": "ublkpy.tgt.zero:ZeroTarget",
     "zoned": "ublkpy.tgt.zoned:ZonedTarget",
@@ -92,6 +94,23 @@ def reference(cls: type[Target]) -> str:
         with contextlib.suppress(TypeError, OSError):  # typed into a shell or a notebook
             return f"{Path(inspect.getfile(cls)).absolute()}:{cls.__qualname__}"
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def dump(target: Target) -> dict[str, Any]:
+    """A target as plain values, for the next daemon: ``from_dump`` takes it back."""
+    segment = {} if target.segment is None else {"segment": target.segment}
+    return {"type": reference(type(target)), **segment, **target.dump()}
+
+
+def from_dump(data: Mapping[str, Any]) -> Target:
+    """The target that ``dump`` wrote. ValueError, KeyError, TypeError for what it cannot have written."""
+    values = dict(data)
+    cls = find(values.pop("type"))
+    segment = values.pop("segment", None)
+    target = cls({name: cls.options[name].load(raw) for name, raw in values.items()})
+    if segment is not None:
+        target.segment = segment
+    return target
 
 
 def is_found_again(cls: type[Target]) -> bool:

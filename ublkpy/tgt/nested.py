@@ -95,17 +95,11 @@ def _parse(raw: object) -> Source:
 
 
 def _dump(source: Source) -> object:
-    if isinstance(source, Target):
-        return {"type": load.reference(type(source)), **source.dump()}
-    return str(source)
+    return load.dump(source) if isinstance(source, Target) else str(source)
 
 
 def _load(raw: object) -> Source:
-    if not isinstance(raw, dict):
-        return options.parse_path(raw)
-    values = dict(raw)
-    cls = load.find(values.pop("type"))
-    return cls({name: cls.options[name].load(value) for name, value in values.items()})
+    return load.from_dump(raw) if isinstance(raw, dict) else options.parse_path(raw)
 
 
 options.KINDS[Source] = options.Kind("PATH", _parse, _dump, load=_load, is_path=True, is_target=True)

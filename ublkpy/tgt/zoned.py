@@ -21,6 +21,7 @@ from ublkpy import io
 from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt import zone_store
 from ublkpy.tgt.base import MAX_DISCARD_BYTES, Geometry, Target
+from ublkpy.tgt.memory import check_fits
 from ublkpy.tgt.options import Size, exact_size, option
 from ublkpy.tgt.zone_rules import BLOCK, Layout, Rules, fresh
 from ublkpy.tgt.zone_store import Store
@@ -281,12 +282,8 @@ class ZonedTarget(Target):
         layout.check()
         if self.folder:
             zone_store.check_new(self.folder, layout)
-        elif layout.size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
-            raise UblkError(
-                f"a disk of {exact_size(layout.size)} does not fit into the memory of this machine,"
-                f" {exact_size(memory)}",
-                "make it smaller, or keep it in a folder: --folder FOLDER",
-            )
+        else:
+            check_fits(layout.size, "keep it in a folder: --folder FOLDER")
         return layout
 
     def _check_same(self, layout: Layout) -> None:

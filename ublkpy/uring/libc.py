@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import struct
+from typing import Any
 
 from ublkpy.uring.ffi import check_libc, ffi, lib
 
@@ -74,3 +76,40 @@ def direct_io_alignment(fd: int) -> int | None:
     (mask,) = struct.unpack_from("=I", data)
     (align,) = struct.unpack_from("=I", data, _STATX_DIO_OFFSET_ALIGN)
     return align if mask & _STATX_DIOALIGN else None
+
+
+def shm_create(size: int, *, huge_pages: bool = False) -> int:
+    """A new shared memory segment for this user, of so many bytes: its id. OSError (shmget(2))."""
+    flags = lib.IPC_CREAT | 0o600 | (lib.SHM_HUGETLB if huge_pages else 0)
+    return int(check_libc(lib.shmget(lib.IPC_PRIVATE, size, flags), "shmget"))
+
+
+def shm_attach(segment: int) -> int:
+    """Where it is from now on in this process, and in those that it forks. OSError."""
+    address = lib.shmat(segment, ffi.NULL, 0)
+    found = int(ffi.cast("intptr_t", address))
+    check_libc(found if found == -1 else 0, "shmat")
+    return found
+
+
+def shm_detach(address: int) -> None:
+    """Not here any more. OSError."""
+    check_libc(lib.shmdt(ffi.cast("void *", address)), "shmdt")
+
+
+def shm_stat(segment: int) -> tuple[int, int]:
+    """Its bytes, and the id of the user who made it. OSError where there is none."""
+    found = ffi.new("struct shmid_ds *")
+    check_libc(lib.shmctl(segment, lib.IPC_STAT, found), "shmctl")
+    return int(found.shm_segsz), int(found.shm_perm.cuid)
+
+
+def shm_remove(segment: int) -> None:
+    """It goes with the last process that has it attached. Nothing, where it has gone."""
+    with contextlib.suppress(OSError):
+        check_libc(lib.shmctl(segment, lib.IPC_RMID, ffi.NULL), "shmctl")
+
+
+def buffer(address: int, size: int) -> Any:
+    """Bytes of this process's memory, to read and write."""
+    return ffi.buffer(ffi.cast("char *", address), size)
