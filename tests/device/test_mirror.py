@@ -15,7 +15,9 @@ from ublkpy.daemon.channel import ask
 from ublkpy.errors import ExitCode, UblkError
 from ublkpy.life.recover import recover
 from ublkpy.life.resync import resync
+from ublkpy.life.upgrade import upgrade
 from ublkpy.tgt import mirror_label
+from ublkpy.uring.uapi import Feature
 
 from . import disk, kernel, load, program
 from .devices import MIB, Device, Devices, until
@@ -281,6 +283,33 @@ def test_a_copy_that_was_interrupted_is_not_taken_for_whole(devices: Devices, sc
     wait_in_sync(device)
     devices.remove(device)
     assert data_of(files[0], 32 * MIB) == data_of(files[1], 32 * MIB)
+
+
+def test_an_upgrade_under_load(devices: Devices, scratch: Path) -> None:
+    """The next daemon goes on where the last one was: nothing fails, and nothing is taken for more than it is."""
+    files = legs(scratch)
+    device = devices.add("mirror", files=files, recovery="reissue", queues=2)
+    if not device.status().info.flags & Feature.QUIESCE:
+        pytest.skip("this driver has no UBLK_F_QUIESCE (Linux 6.16)")
+    fio = ("--rw=randrw", "--bs=4k-32k", "--iodepth=8", "--size=8M", "--verify=crc32c", "--time_based", "--runtime=8")
+    with load.running(device, *fio) as job:
+        for _ in range(2):
+            before = device.pid
+            upgrade(device.id)
+            assert device.pid != before
+        status, output = load.result(job)
+    assert status == 0, output
+    assert shown(device) == ["in sync", "in sync"]
+    devices.remove(device)
+    assert data_of(files[0]) == data_of(files[1])
+
+
+@pytest.mark.any_kernel
+def test_a_mirror_keeps_its_size(devices: Devices, scratch: Path) -> None:
+    device = devices.add("mirror", files=legs(scratch))
+    done = program.ublk("resize", "-n", str(device.id), "8M")
+    assert done.status == ExitCode.FAILED
+    assert "a device of target mirror keeps its size" in done.err
 
 
 def faulty(devices: Devices, leg: Path, switch: Path, *ops: str) -> Path:

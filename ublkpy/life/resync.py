@@ -13,12 +13,13 @@ from ublkpy.uring.uapi import State
 
 _ANSWER = 30.0
 _PERIOD = 0.2
+_SILENCE = 120.0
 
 
 def resync(dev_id: int, *, force: bool = False, tell: Callable[[Progress], None] = lambda _: None) -> None:
     """Begin, or join one that is under way, and wait for its end; ``tell`` is called now and then.
 
-    Who interrupts it, interrupts the waiting alone. Raises UblkError.
+    Who interrupts it, interrupts the waiting alone. Raises UblkError, also when nothing moves for two minutes.
     """
     device = inspect.status(dev_id)
     if not device.known:
@@ -26,6 +27,7 @@ def resync(dev_id: int, *, force: bool = False, tell: Callable[[Progress], None]
     if device.info.state != State.LIVE or device.pid is None:
         raise UblkError(f"device {dev_id} is {device.info.state.name}, and nobody serves it", device.advice)
     ask(dev_id, "resync", _ANSWER, force=force)
+    before, since = None, time.monotonic()
     while found := ask(dev_id, "progress", _ANSWER):
         progress = Progress(**found)
         tell(progress)
@@ -33,4 +35,11 @@ def resync(dev_id: int, *, force: bool = False, tell: Callable[[Progress], None]
             raise UblkError(f"device {dev_id} is not in sync: {progress.error}", "ublk list, and its log, may say more")
         if progress.is_over:
             return
+        if progress != before:
+            before, since = progress, time.monotonic()
+        elif time.monotonic() - since > _SILENCE:
+            raise UblkError(
+                f"device {dev_id} is not in sync yet, and nothing was copied for {_SILENCE:g} s",
+                "a leg may not answer: the kernel log (dmesg) may say which; copying goes on as soon as it does",
+            )
         time.sleep(_PERIOD)

@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _PATIENCE = 5.0  # seconds for which a region stays dirty at least
 _HOT = 60.0  # and one that is written to all the time
 _DRAIN = 20.0
+_END = 30.0  # for what is under way at a leg
 _UNIT = 1 << 20  # bytes that are copied at once, while writes to them wait
 _CANNOT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}  # of a discard: no fault of the leg
 
@@ -101,7 +102,10 @@ class Keeper:
         """End it; ``clean``: nothing is under way any more, so that legs do not differ where they could."""
         if self._thread.is_alive():
             self._inbox.put(None)
-            self._thread.join()
+            self._thread.join(_END)
+        if self._thread.is_alive():
+            _log.error("a leg of the mirror does not answer: after the next start, what may differ is copied")
+            return
         if clean and self._is_whole():
             with contextlib.suppress(OSError):
                 self._sync()
