@@ -12,6 +12,9 @@ from ublkpy.tgt.nested import Source
 from ublkpy.tgt.options import Size, exact_size, option
 from ublkpy.uring.map import Map, Routing
 
+_MOST_CHUNKS = 4096
+"""Of targets, each is an operation of its own, and no request is to take for ever."""
+
 
 class StripeTarget(JoinedTarget):
     """Chunks in turns over several files, block devices or targets: RAID 0."""
@@ -43,6 +46,13 @@ class StripeTarget(JoinedTarget):
         if not size:
             raise UblkError(f"the files are smaller than a chunk, {exact_size(self.chunk)}", "lower it with --chunk")
         found = geometry(legs, size * len(legs))
+        if self._legs.nested:
+            most = _MOST_CHUNKS * self.chunk
+            found = replace(
+                found,
+                max_discard_bytes=min(found.max_discard_bytes, most),
+                max_write_zeroes_bytes=min(found.max_write_zeroes_bytes, most),
+            )
         # As far as a power of two can say it.
         width = self.chunk * (len(legs) & -len(legs))
         return replace(found, io_min=max(found.io_min, self.chunk), io_opt=max(found.io_opt, width))

@@ -214,6 +214,7 @@ def test_each_part_flushes_for_itself(tmp_path: Path) -> None:
     files = images(tmp_path, "a", "b")
     target = StripeTarget({"files": tuple(LoopTarget({"file": file}) for file in files)})
     with opened(target) as found:
+        assert found.max_discard_bytes == found.max_write_zeroes_bytes == 256 * MIB
         made = handlers.make_map(target, found.size)
         (extent,) = made.extents()
         assert isinstance(extent.routing.read, Spaces)
