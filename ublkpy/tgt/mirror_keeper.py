@@ -253,6 +253,8 @@ class Keeper:
             self.progress.error, self.progress.is_over = e.message if isinstance(e, UblkError) else str(e), True
             return
         if not self._joining:
+            if not self._todo:  # what is left of a copy that was given up
+                self._copy([n for n in range(self.regions.count) if self.regions.behind[n]])
             self.progress.is_over = not self._todo
             return
         self._use()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -250,3 +251,26 @@ def test_read_only_changes_nothing(files: tuple[Path, ...]) -> None:
         target.stop()
         made.close()
     assert [file.read_bytes() for file in files] == before
+
+
+def test_a_copy_that_was_given_up_is_taken_up(files: tuple[Path, ...]) -> None:
+    target = MirrorTarget({"files": files})
+    target.disk = DiskOptions()
+    found = target.open()
+    made = handlers.make_map(target, found.size)
+    keeper = target._keeper
+    assert keeper
+    with files[0].open("r+b") as first:
+        first.seek(2 * MIB)
+        first.write(b"new")
+    keeper.regions.dirty[2] = keeper.regions.behind[2] = 1
+    target.resync(force=False)
+    deadline = time.monotonic() + 10
+    while not (progress := target.progress()) or not progress.is_over:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (progress.error, progress.done, keeper.regions.behind[2]) == ("", MIB, 0)
+    target.stop()
+    made.close()
+    target.close()
+    assert files[1].read_bytes()[2 * MIB : 2 * MIB + 3] == b"new"
