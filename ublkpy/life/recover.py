@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ublkpy.config import DeviceConfig, from_dump
 from ublkpy.daemon import run
+from ublkpy.daemon.channel import ask
 from ublkpy.daemon.plan import Plan
 from ublkpy.daemon.run import Start
 from ublkpy.daemon.server import Server
@@ -30,6 +31,7 @@ T = TypeVar("T")
 _QUIESCE_DEADLINE = 60.0
 _RELEASE_DEADLINE = 30.0
 _DYING = 1.0
+_ANSWER = 5.0
 _LOOK = 0.005
 
 
@@ -95,9 +97,10 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
             f"use the tool that added it, or delete it: ublk del -n {dev_id}",
         )
     device.require_daemon("recovered")
-    # A daemon that was killed just now may still be on its way out.
-    if (pid := device.pid) is not None and not wait_end(pid, _DYING):
-        raise BusyError(f"device {dev_id} needs no recovery: process {pid} serves it", "ublk list shows its state")
+    if device.pid is not None and not _wait_gone(dev_id, device.pid):
+        raise BusyError(
+            f"device {dev_id} needs no recovery: process {device.pid} serves it", "ublk list shows its state"
+        )
     if Feature.USER_RECOVERY not in device.info.flags:
         raise UblkError(
             f"device {dev_id} was added without recovery",
@@ -106,6 +109,19 @@ def _recoverable(device: inspect.DeviceStatus) -> state.DeviceState:
     if device.info.state == State.DEAD:
         raise UblkError(f"device {dev_id} is stopped", f"start it: ublk start -n {dev_id}")
     return device.known
+
+
+def _wait_gone(dev_id: int, pid: int) -> bool:
+    """False for a daemon that serves. One that was killed may be on its way out yet: then it answers nobody."""
+    deadline = time.monotonic() + _RELEASE_DEADLINE
+    while not wait_end(pid, _DYING):
+        try:
+            ask(dev_id, "service", _ANSWER)
+        except UblkError:
+            if time.monotonic() < deadline:
+                continue
+        return False
+    return True
 
 
 def _check_same(device: inspect.DeviceStatus, now: Geometry) -> int:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
 import os
 import signal
 import time
@@ -91,31 +92,32 @@ def upgrade(dev_id: int) -> float | None:
     if manager and pid and (name := unit.of_another(pid)):
         unit.reload(name, pid, _DEADLINE + run.READY_DEADLINE)
         return None
-    child = run.process(partial(_take_over, device, manager), config.device.log)
+    begun = mmap.mmap(-1, 1)  # shared: that requests may be held up already
+    child = run.process(partial(_take_over, device, manager, begun), config.device.log)
     try:
         return run.hear(child, new=False, timeout=_DEADLINE, leave=True).seconds
     except TimeoutError as e:
         raise _unanswered(device, f"when it has, process {child.pid} takes over") from e
     except UblkError:
-        left = _after_the_old_one(dev_id)
+        left = _after_the_old_one(dev_id, pid) if begun[0] else inspect.status(dev_id)
         if left.known and left.is_waiting:
             state.write(replace(left.known, kept=False))  # nobody goes on with it: a supervisor may
             log.warning("requests of device %d wait now for: ublk recover -n %d", dev_id, dev_id)
         raise
 
 
-def _after_the_old_one(dev_id: int) -> inspect.DeviceStatus:
-    """What becomes of a device whose new daemon failed; the old one may be about to end, or serve on."""
-    deadline = time.monotonic() + _ANSWER
+def _after_the_old_one(dev_id: int, old: int | None) -> inspect.DeviceStatus:
+    """What becomes of a device whose new daemon failed: the old one ends, unless it has requests for a long time."""
+    deadline = time.monotonic() + _EXIT
     while True:
         device = inspect.status(dev_id)
-        if device.is_waiting or device.info.state == State.LIVE or time.monotonic() > deadline:
+        if device.is_waiting or device.pid not in (None, old) or time.monotonic() > deadline:
             return device
         time.sleep(_LATER)
 
 
-def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
-    """How the new daemon begins: in its process the old one is ended.
+def _take_over(device: inspect.DeviceStatus, manager: Manager, begun: mmap.mmap) -> Start:
+    """How the new daemon begins: in its process the old one is ended, once ``begun``.
 
     From QUIESCE_DEV on there is no way back, so it waits as long as it takes. SIGTERM, which a service manager may send
     meanwhile, is for the daemon that it then is.
@@ -125,6 +127,7 @@ def _take_over(device: inspect.DeviceStatus, manager: Manager) -> Start:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     with held(dev_id, UPGRADE, _ANSWER):
         since = time.monotonic()
+        begun[0] = 1
         _hold_up(dev_id, math.inf)
         if not wait_end(old, _EXIT):
             log.warning("the old daemon has no requests left, but does not end: killing process %d", old)

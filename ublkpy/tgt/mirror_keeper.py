@@ -68,6 +68,7 @@ class Keeper:
         self._joining: list[Member] = []
         self._slots: dict[int, Member] = {}  # all that the map ever had
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._copying: Progress | None = None  # of the copy that is under way; what was asked for since has another
         self._todo: list[int] = []  # regions to be copied
         self._place = 0  # in the first of them
         self._due = [0.0] * self.regions.count  # when to look whether each can be closed
@@ -228,12 +229,12 @@ class Keeper:
             self.regions.behind[:] = bytes(self.regions.count)
             self._stop_copying(f"{member.path}: {os.strerror(error)}")
 
-    def _give_up_joining(self, member: Member, error: int) -> None:
+    def _give_up_joining(self, member: Member, error: int, why: str = "") -> None:
         """With it all that were to come back: what is not copied to the end is not in sync."""
         _log.error("%s failed while it was brought back: %s", member.path, os.strerror(error))
         self._joining.clear()
         self._changed()
-        self._stop_copying(f"{member.path}: {os.strerror(error)}")
+        self._stop_copying(why or f"{member.path}: {os.strerror(error)}")
         self._use()
 
     def _join(self, *, force: bool) -> None:
@@ -253,9 +254,12 @@ class Keeper:
             self.progress.error, self.progress.is_over = e.message if isinstance(e, UblkError) else str(e), True
             return
         if not self._joining:
-            if not self._todo:  # what is left of a copy that was given up
-                self._copy([n for n in range(self.regions.count) if self.regions.behind[n]])
-            self.progress.is_over = not self._todo
+            if self._copying:
+                return
+            if behind := [n for n in range(self.regions.count) if self.regions.behind[n]]:
+                self._copy(behind)  # what is left of a copy that was given up
+            else:
+                self.progress.is_over = True
             return
         self._use()
         dirty = self.regions.dirty
@@ -291,11 +295,13 @@ class Keeper:
             self.progress.total = size
         else:
             self.progress = Progress(size)
+        self._copying = self.progress
 
-    def _stop_copying(self, error: str) -> None:
+    def _stop_copying(self, error: str = "") -> None:
         self._todo = []
-        if self.progress:
-            self.progress.error, self.progress.is_over = error, True
+        if self._copying:
+            self._copying.error, self._copying.is_over = error, True
+            self._copying = None
 
     def _copy_some(self) -> None:
         """The next unit, from the first leg to all others. Writes to it wait until it is through."""
@@ -310,8 +316,8 @@ class Keeper:
             self.regions.show([region])
             return
         self._place += length
-        assert self.progress
-        self.progress.done += length
+        if self._copying:
+            self._copying.done += length
         if self._place < self.regions.region and start + length < self.regions.size:
             self.regions.show([region])
             return
@@ -320,7 +326,7 @@ class Keeper:
             self._todo.pop(0)
             self.regions.behind[region] = 0
         self.regions.show([region])
-        if not self._todo:
+        if self._copying and not self._todo:
             self._finish()
 
     def _copy_unit(self, start: int, length: int) -> None:
@@ -332,9 +338,10 @@ class Keeper:
             if len(self._in_sync) > 1:
                 self._drop(source, e.errno or errno.EIO)
                 raise TimeoutError from e  # again, from the next one
+            why = f"{source.path} cannot be read: {e.strerror}"
             if self._joining:
-                self._give_up_joining(self._joining[0], e.errno or errno.EIO)
-            self._stop_copying(f"{source.path} cannot be read: {e.strerror}")
+                self._give_up_joining(self._joining[0], e.errno or errno.EIO, why)
+            self._stop_copying(why)
             return
         for member in others:
             try:
@@ -349,10 +356,18 @@ class Keeper:
 
     def _finish(self) -> None:
         """All is copied: who was brought back is as good as the others, once that is durable."""
-        assert self.progress
-        try:
-            self._sync()
-        except OSError:
+        while self._copying:
+            count = len(self._in_sync) + len(self._joining)
+            try:
+                self._sync()
+                break
+            except OSError as e:
+                if count == len(self._in_sync) + len(self._joining):  # the only one that has all data
+                    why = f"{self._in_sync[0].path}: {e.strerror}"
+                    if self._joining:
+                        self._give_up_joining(self._joining[0], e.errno or errno.EIO, why)
+                    self._stop_copying(why)
+        else:
             return
         if self._joining:
             _log.info("%s back in sync", ", ".join(str(member.path) for member in self._joining))
@@ -361,7 +376,7 @@ class Keeper:
             self._write_labels()
             self._use()
             self._changed()
-        self.progress.is_over = True
+        self._stop_copying()
 
     # -- dirty regions ---------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ def test_dead_daemon_with_recovery() -> None:
     assert _recoverable(DEAD) is KNOWN
 
 
-def test_live_daemon_needs_none() -> None:
+def test_live_daemon_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recover, "_RELEASE_DEADLINE", 0.0)
     pid = os.getpid()
     live = replace(DEAD, known=replace(KNOWN, pid=pid, start_time=process_start_time(pid) or 0))
     with pytest.raises(BusyError, match=f"device 3 needs no recovery: process {pid} serves it"):
@@ -88,6 +89,7 @@ def test_a_faster_recovery_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> Non
     pid = os.getpid()
     live = replace(DEAD, known=replace(KNOWN, pid=pid, start_time=process_start_time(pid) or 0))
     monkeypatch.setattr(inspect, "status", lambda dev_id: live)
+    monkeypatch.setattr(recover, "ask", lambda *_: {})  # it answers
     with pytest.raises(BusyError, match="needs no recovery"):
         recover._when_released(3, action)
 

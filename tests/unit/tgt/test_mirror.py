@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -9,16 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ublkpy.errors import ConfigError, UblkError
 from ublkpy.tgt import backing, handlers, mirror_label
-from ublkpy.tgt.base import Geometry
+from ublkpy.tgt.base import Geometry, Progress
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.mirror import MirrorTarget
+from ublkpy.tgt.mirror_keeper import Keeper
 from ublkpy.tgt.mirror_label import ROOM, Label
+from ublkpy.uring.uapi import Op
 
 MIB = 1 << 20
 
@@ -84,6 +88,15 @@ def relabel(file: Path, **changes: object) -> None:
     with file.open("r+b") as leg:
         changed = replace(label, **{"event": label.event + 1, **changes})  # type: ignore[arg-type]
         mirror_label.write(leg.fileno(), file.stat().st_size, changed)
+
+
+def over(target: MirrorTarget) -> Progress:
+    """What was said of its copy in the end."""
+    deadline = time.monotonic() + 10
+    while not (progress := target.progress()) or not progress.is_over:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return progress
 
 
 def test_blank_files_are_alike(files: tuple[Path, ...]) -> None:
@@ -265,12 +278,94 @@ def test_a_copy_that_was_given_up_is_taken_up(files: tuple[Path, ...]) -> None:
         first.write(b"new")
     keeper.regions.dirty[2] = keeper.regions.behind[2] = 1
     target.resync(force=False)
-    deadline = time.monotonic() + 10
-    while not (progress := target.progress()) or not progress.is_over:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    progress = over(target)
     assert (progress.error, progress.done, keeper.regions.behind[2]) == ("", MIB, 0)
     target.stop()
     made.close()
     target.close()
     assert files[1].read_bytes()[2 * MIB : 2 * MIB + 3] == b"new"
+
+
+@pytest.mark.logs
+def test_a_resync_is_not_told_of_what_failed_before_it(files: tuple[Path, ...]) -> None:
+    """It is asked for as soon as the leg shows as lost, while the mirror sees to the rest of that."""
+    with opened(files) as (target, found):
+        made = handlers.make_map(target, found.size)
+        keeper = target._keeper
+        assert keeper
+        keeper._changed = lambda: target.resync(force=False)
+        keeper._inbox.put([lost(keeper, file=1)])
+        assert over(target).error == ""
+        assert target.status()["legs"] == ["in sync", "in sync"]
+        keeper._changed = lambda: None
+        target.stop()
+        made.close()
+
+
+@pytest.mark.logs
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_a_leg_that_fails_at_the_end_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    """The copy ends all the same: without that leg, or with nothing left to be copied to."""
+    files = blank(tmp_path, *names)
+    serve(files)
+    relabel(files[0], dirty=bytes([1] * 8))
+    fdatasync = os.fdatasync
+
+    def fails(fd: int) -> None:
+        if os.fstat(fd).st_ino == files[1].stat().st_ino:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    with opened(files) as (target, found):
+        made = handlers.make_map(target, found.size)
+        assert over(target).error == ("" if len(names) > 2 else f"{files[1]}: Input/output error")
+        assert target.status()["legs"] == ["in sync", "out of sync", "in sync"][: len(names)]
+        target.stop()
+        made.close()
+
+
+@pytest.mark.logs
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_last_leg_with_all_data_fails_at_the_end_of_a_copy(
+    files: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Whom it was copied to is not in sync: nobody knows what has become of the data."""
+    serve(files)
+    with opened(files) as (target, found):
+        made = handlers.make_map(target, found.size)
+        keeper = target._keeper
+        assert keeper
+        keeper._inbox.put([lost(keeper, file=1)])
+        deadline = time.monotonic() + 10
+        while target.status()["legs"] != ["in sync", "out of sync"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        fdatasync = os.fdatasync
+
+        def fails(fd: int) -> None:
+            if os.fstat(fd).st_ino == files[0].stat().st_ino:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            fdatasync(fd)
+
+        monkeypatch.setattr(os, "fdatasync", fails)
+        for _ in range(count):
+            target.resync(force=False)
+            assert over(target).error == f"{files[0]}: Input/output error"
+            assert target.status()["legs"] == ["in sync", "out of sync"]
+        target.stop()
+        made.close()
+
+
+def lost(keeper: Keeper, file: int) -> Any:
+    """A write that has failed at this file of the map."""
+    assert file in keeper._slots
+    return SimpleNamespace(
+        op=Op.WRITE,
+        offset=0,
+        length=4096,
+        answered=False,
+        failure=SimpleNamespace(file=file, errno=errno.EIO),
+        retry=lambda: None,
+        fail=lambda error: None,
+    )
