@@ -40,16 +40,22 @@ STEPS: dict[str, Step] = {
     "START_DEV": (Control, "start"),
     "opening the block device": (run, "wait_node"),
 }
-UPGRADE_STEPS: dict[str, Step] = {
-    "leaving the command": (run, "harden"),
-    "QUIESCE_DEV": (Control, "quiesce"),
-    "the end of the old daemon": (upgrade, "wait_end"),
-    "opening the target": (upgrade, "prepare"),
+RECOVERY_STEPS: dict[str, Step] = {
     "START_USER_RECOVERY": (Control, "start_recovery"),
     **QUEUES,
     "END_USER_RECOVERY": (Control, "end_recovery"),
     "opening the block device": (run, "wait_node"),
 }
+UPGRADE_STEPS: dict[str, Step] = {
+    "leaving the command": (run, "harden"),
+    "QUIESCE_DEV": (Control, "quiesce"),
+    "the end of the old daemon": (upgrade, "wait_end"),
+    "opening the target": (upgrade, "prepare"),
+    **RECOVERY_STEPS,
+}
+
+PARTLY_FETCHED = Feature.QUIESCE | Feature.IO_DESC_SIZE
+CANNOT_CANCEL = "this driver (Linux 6.16 to 7.2) cannot cancel commands that came for a part of a quiesced device"
 
 
 def dying_after(step: Step, *, with_command: bool) -> Callable[[], None]:
@@ -102,6 +108,32 @@ def test_what_is_left_of_both_is_removed(devices: Devices, step: str) -> None:
     check_machine(devices)
 
 
+@pytest.mark.parametrize("step", RECOVERY_STEPS)
+def test_a_recovery(devices: Devices, scratch: Path, step: str) -> None:
+    """The device goes on waiting, and the next recovery succeeds."""
+    if step == "making a ring and fetching" and inspect.features() & PARTLY_FETCHED == Feature.QUIESCE:
+        pytest.skip(CANNOT_CANCEL)
+    _check_a_recovery_after(devices, scratch, step)
+
+
+def test_a_recovery_in_each_mode(devices: Devices, scratch: Path, mode: str) -> None:
+    _check_a_recovery_after(devices, scratch, "mapping a queue", mode=mode)
+
+
+def _check_a_recovery_after(devices: Devices, scratch: Path, step: str, mode: str = "auto") -> None:
+    data = disk.pattern(MIB)
+    device = devices.loop(disk.image(scratch / "image", MIB, data), queues=2, recovery="reissue", mode=mode)
+    device.kill_daemon()
+    for _ in range(2):
+        dies = dying_after(RECOVERY_STEPS[step], with_command=False)
+        done = program.ublk("recover", "-n", str(device.id), prepare=dies)
+        assert (done.status, done.out) == (ExitCode.FAILED, "")
+        assert "the daemon died" in done.err
+        until(lambda: device.status().is_waiting, "nobody serves it any more", 60)
+    Api(device.id).recover()
+    assert disk.read(device.node, 0, MIB) == data
+
+
 @pytest.mark.parametrize("with_command", [False, True], ids=["daemon", "both"])
 @pytest.mark.parametrize("step", UPGRADE_STEPS)
 def test_an_upgrade(devices: Devices, scratch: Path, step: str, with_command: bool) -> None:
@@ -109,7 +141,7 @@ def test_an_upgrade(devices: Devices, scratch: Path, step: str, with_command: bo
     if Feature.QUIESCE not in inspect.features():
         pytest.skip("this driver has no UBLK_F_QUIESCE (Linux 6.16)")
     if step == "making a ring and fetching" and Feature.IO_DESC_SIZE not in inspect.features():
-        pytest.skip("this driver (before Linux 7.3) cannot cancel commands that came for a part of a quiesced device")
+        pytest.skip(CANNOT_CANCEL)
     data = disk.pattern(MIB)
     device = devices.loop(disk.image(scratch / "image", MIB, data), queues=2, recovery="reissue")
     old = device.pid

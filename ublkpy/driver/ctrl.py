@@ -155,12 +155,10 @@ class Control:
         self._call("START_DEV", dev_id, data=os.getpid(), timeout=START_DEADLINE, abort_fd=abort_fd)
 
     def start_recovery(self, dev_id: int) -> None:
-        """START_USER_RECOVERY: the old daemon is gone, a new one may open the device.
-
-        Only for devices with UBLK_F_USER_RECOVERY. On those, EINVAL is how Linux 6.12 says that the command was
-        sent before, for a daemon that died before its FETCHes.
+        """START_USER_RECOVERY: the old daemon is gone, a new one may open the device. Drivers before Linux 6.16 want it
+        to have fetched all queues, see ``halfway``.
         """
-        self._call("START_USER_RECOVERY", dev_id, accept=[errno.EINVAL])
+        self._call("START_USER_RECOVERY", dev_id)
 
     def end_recovery(self, dev_id: int, abort_fd: int) -> None:
         """END_USER_RECOVERY: waits for all FETCHes of the new daemon, then requests flow again."""

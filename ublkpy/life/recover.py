@@ -14,7 +14,7 @@ from ublkpy.daemon.channel import ask
 from ublkpy.daemon.plan import Plan
 from ublkpy.daemon.run import Start
 from ublkpy.daemon.server import Server
-from ublkpy.driver import inspect, state
+from ublkpy.driver import halfway, inspect, state
 from ublkpy.driver.ctrl import Control
 from ublkpy.errors import BusyError, UblkError, no_device
 from ublkpy.system.spawn import wait_end
@@ -67,6 +67,7 @@ def prepare(dev_id: int) -> Start:
     plan = Plan(config, replace(geometry, size=size), known.cookie, known.shmem)
 
     def take_over(server: Server) -> DevInfo:
+        _when_released(dev_id, lambda: halfway.complete(device.info))
         # In that process: it waits for a mutex where no signal reaches it.
         _when_released(dev_id, lambda: _start_recovery(dev_id))
         server.take_over(device.info, mode)

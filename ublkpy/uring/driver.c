@@ -80,6 +80,33 @@ static int start_tags(struct uq_queue *q)
 	return ret < 0 ? ret : 0;
 }
 
+int uq_fetch_unserved(struct ur_ring *r, int cdev_fd, uint16_t q_id,
+		      uint32_t depth, uint64_t addr)
+{
+	int ret;
+
+	for (uint32_t tag = 0; tag < depth; tag++) {
+		const struct ublksrv_io_cmd cmd = {
+			.q_id = q_id,
+			.tag = (uint16_t)tag,
+			.addr = addr,
+		};
+		struct io_uring_sqe *sqe = ur_get_sqe(r);
+
+		if (!sqe)
+			return -EBUSY;
+		memset(sqe, 0, r->sqe_size);
+		sqe->opcode = IORING_OP_URING_CMD;
+		sqe->fd = cdev_fd;
+		sqe->cmd_op = UBLK_U_IO_FETCH_REQ;
+		memcpy(sqe->cmd, &cmd, sizeof(cmd));
+	}
+	ret = ur_submit_and_wait(r, 0);
+	if (ret < 0)
+		return ret;
+	return (uint32_t)ret == depth ? 0 : -EAGAIN;
+}
+
 /* -- batches --------------------------------------------------------------- */
 
 static inline unsigned char *array_at(const struct uq_queue *q, uint32_t nr)

@@ -302,6 +302,14 @@ struct uq_queue {
 int uq_map_memory(struct uq_memory *m, const struct uq_options *opt);
 void uq_unmap_memory(struct uq_memory *m);
 
+/*
+ * Sends FETCH for all tags of a queue, on a ring of the caller with an entry for
+ * each, with addr for their buffers. For a thread that dies with it: nobody
+ * takes what comes.
+ */
+int uq_fetch_unserved(struct ur_ring *r, int cdev_fd, uint16_t q_id,
+		      uint32_t depth, uint64_t addr);
+
 int uq_init(struct uq_queue *q, const struct uq_options *opt,
 	    const struct uq_memory *memory, struct um_map *map);
 int uq_run(struct uq_queue *q);

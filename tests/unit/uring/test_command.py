@@ -129,3 +129,27 @@ def test_check_libc() -> None:
     with pytest.raises(OSError, match="fstatfs: Bad file descriptor") as caught:
         check_libc(lib.fstatfs(-1, ffi.NULL), "fstatfs")
     assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize("depth", [1, 7, 8])
+def test_fetches_of_a_queue_that_nobody_serves(depth: int) -> None:
+    """/dev/null takes any command; all are sent at once."""
+    ring = _ring_of_eight()
+    with Path("/dev/null").open("r+b") as null:
+        check(lib.uq_fetch_unserved(ring, null.fileno(), 0, depth, 4096), "FETCH")
+    ident, res = ffi.new("uint64_t *"), ffi.new("int32_t *")
+    answers = [lib.ur_next_cqe(ring, ident, res) or res[0] for _ in range(depth + 1)]
+    assert answers == [0] * depth + [-errno.EAGAIN]
+    lib.ur_ring_exit(ring)
+
+
+def test_more_fetches_than_the_ring_has_entries() -> None:
+    ring = _ring_of_eight()
+    assert lib.uq_fetch_unserved(ring, -1, 0, 9, 4096) == -errno.EBUSY
+    lib.ur_ring_exit(ring)
+
+
+def _ring_of_eight() -> Any:
+    ring = ffi.new("struct ur_ring *")
+    check(lib.ur_ring_init(ring, 8, 16, 0), "io_uring_setup")
+    return ring
