@@ -91,15 +91,11 @@ int uq_fetch_unserved(struct ur_ring *r, int cdev_fd, uint16_t q_id,
 			.tag = (uint16_t)tag,
 			.addr = addr,
 		};
-		struct io_uring_sqe *sqe = ur_get_sqe(r);
 
-		if (!sqe)
-			return -EBUSY;
-		memset(sqe, 0, r->sqe_size);
-		sqe->opcode = IORING_OP_URING_CMD;
-		sqe->fd = cdev_fd;
-		sqe->cmd_op = UBLK_U_IO_FETCH_REQ;
-		memcpy(sqe->cmd, &cmd, sizeof(cmd));
+		ret = ur_prep_cmd(r, cdev_fd, UBLK_U_IO_FETCH_REQ, &cmd,
+				  sizeof(cmd), tag);
+		if (ret)
+			return ret;
 	}
 	ret = ur_submit_and_wait(r, 0);
 	if (ret < 0)

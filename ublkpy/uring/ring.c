@@ -180,8 +180,8 @@ static int submit_one(struct ur_ring *r)
 	return ret == 1 ? 0 : -EAGAIN;
 }
 
-int ur_submit_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
-		  size_t cmd_len, uint64_t user_data)
+int ur_prep_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
+		size_t cmd_len, uint64_t user_data)
 {
 	struct io_uring_sqe *sqe = ur_get_sqe(r);
 
@@ -196,7 +196,15 @@ int ur_submit_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
 	sqe->user_data = user_data;
 	memcpy((unsigned char *)sqe + offsetof(struct io_uring_sqe, cmd), cmd,
 	       cmd_len);
-	return submit_one(r);
+	return 0;
+}
+
+int ur_submit_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
+		  size_t cmd_len, uint64_t user_data)
+{
+	int ret = ur_prep_cmd(r, fd, cmd_op, cmd, cmd_len, user_data);
+
+	return ret ? ret : submit_one(r);
 }
 
 int ur_submit_cancel(struct ur_ring *r, uint64_t victim, uint64_t user_data)

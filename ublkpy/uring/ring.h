@@ -66,6 +66,10 @@ int ur_register_buf_ring(struct ur_ring *r, struct io_uring_buf *bufs,
 /* Hands all filled SQEs to the kernel and waits for wait_nr completions. */
 int ur_submit_and_wait(struct ur_ring *r, unsigned int wait_nr);
 
+/* Fills an SQE with a uring_cmd. */
+int ur_prep_cmd(struct ur_ring *r, int fd, uint32_t cmd_op, const void *cmd,
+		size_t cmd_len, uint64_t user_data);
+
 /*
  * For control commands, one at a time, on a ring made with SQE128: submit a
  * uring_cmd, its cancellation, or a no-op that a kernel thread executes, and
