@@ -27,12 +27,18 @@ def resync(dev_id: int, *, force: bool = False, tell: Callable[[Progress], None]
     if device.info.state != State.LIVE or device.pid is None:
         raise UblkError(f"device {dev_id} is {device.info.state.name}, and nobody serves it", device.advice)
     ask(dev_id, "resync", _ANSWER, force=force)
+    hint = "ublk list, and its log, may say more"
     before, since = None, time.monotonic()
-    while found := ask(dev_id, "progress", _ANSWER):
+    while True:
+        found = ask(dev_id, "progress", _ANSWER)
+        if not found:
+            raise UblkError(
+                f"device {dev_id} has another daemon now, which was not asked", f"again: ublk resync -n {dev_id}"
+            )
         progress = Progress(**found)
         tell(progress)
         if progress.error:
-            raise UblkError(f"device {dev_id} is not in sync: {progress.error}", "ublk list, and its log, may say more")
+            raise UblkError(f"device {dev_id} is not in sync: {progress.error}", progress.hint or hint)
         if progress.is_over:
             return
         if progress != before:

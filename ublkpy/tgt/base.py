@@ -110,6 +110,8 @@ class Progress:
     """Bytes of them."""
     error: str = ""
     """Why it was given up."""
+    hint: str = ""
+    """What helps."""
     is_over: bool = False
     """Whether it has come to its end, this way or that."""
 

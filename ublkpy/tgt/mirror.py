@@ -6,13 +6,14 @@ Requests go to the legs without Python. Python is asked at the first write to a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ublkpy.errors import UblkError
+from ublkpy.errors import BusyError, UblkError
 from ublkpy.tgt import mirror_label
 from ublkpy.tgt.base import Geometry, Progress, Target
 from ublkpy.tgt.legs import check_different, geometry
-from ublkpy.tgt.mirror_assembly import Member, assemble, check_member
+from ublkpy.tgt.mirror_assembly import Member, assemble, check_member, was_used_alone
 from ublkpy.tgt.mirror_keeper import Keeper
 from ublkpy.tgt.options import option
 from ublkpy.tgt.part import Part
@@ -50,7 +51,7 @@ class MirrorTarget(Target):
 
     def map(self, target_map: Map) -> None:
         self._keeper = Keeper(self._assembly.members, self._assembly.label, self._reopen, self.tell_changed)
-        self._keeper.begin(target_map, read_only=self.disk.read_only)
+        self._keeper.begin(target_map, read_only=self.disk.read_only, create=self.create)
 
     def upcall(self, requests: Sequence[Request]) -> None:
         assert self._keeper
@@ -61,6 +62,12 @@ class MirrorTarget(Target):
         if self.disk.read_only:
             raise UblkError("the mirror is read-only", "delete it, and add it without read_only")
         self._keeper.resync(force=force)
+
+    def dump(self) -> dict[str, object]:
+        """``create`` and ``degraded`` were said of what was there when the mirror was added: the next finds other
+        legs.
+        """
+        return {name: value for name, value in super().dump().items() if name not in ("create", "degraded")}
 
     def progress(self) -> Progress | None:
         return self._keeper.progress if self._keeper else None
@@ -99,17 +106,36 @@ class MirrorTarget(Target):
         """What is there, or why it is not."""
         try:
             leg = Part(path, self.disk, direct=self.direct, unit=mirror_label.BLOCK)
+        except BusyError:  # it is there: whoever has it may be the last daemon, which will go
+            raise
         except UblkError as e:
             return Member(path, None, e)
+        try:
+            label = mirror_label.read(leg.backing.fd, leg.backing.end)
+        except BaseException as e:
+            leg.close()
+            if not isinstance(e, OSError):
+                raise
+            return Member(path, None, UblkError(f"the label of {path} cannot be read: {e.strerror}"))
         self._opened.append(leg)
-        return Member(path, leg, label=mirror_label.read(leg.backing.fd, leg.backing.end))
+        return Member(path, leg, label=label)
 
     def _reopen(self, member: Member, force: bool) -> None:
         """The file of a leg that is to come back: the one that is open, if it is still that and can be read."""
-        label = self._assembly.label
+        label = replace(self._assembly.label, in_sync=self._keeper.in_sync() if self._keeper else ())
+        found = member
         if member.leg is None or not member.leg.is_current():
             found = self._member(member.path)
             if found.problem:
                 raise found.problem
-            member.leg, member.label = found.leg, found.label
-        check_member(member, label, force=force or self.create)
+            found.index = member.index
+        try:
+            check_member(found, label, force=force or (self.create and not found.label))
+        except UblkError:
+            if found is not member and found.leg:
+                self._opened.remove(found.leg)
+                found.leg.close()
+            raise
+        member.leg, member.label = found.leg, found.label
+        if found.label and was_used_alone(found.label, label):
+            member.label = None  # nothing of it counts

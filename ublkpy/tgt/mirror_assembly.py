@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Assembly:
     members: tuple[Member, ...]
     """By their index."""
     is_new: bool
-    """Whether there was none before."""
+    """Whether there was none before; then legs that are not in sync are to get the data of the first."""
 
 
 def assemble(members: Sequence[Member], *, create: bool, degraded: bool) -> Assembly:
@@ -53,6 +54,11 @@ def assemble(members: Sequence[Member], *, create: bool, degraded: bool) -> Asse
     newest = max((member for member in members if member.label), key=lambda member: member.label.event)  # type: ignore[union-attr]
     label = newest.label
     assert label
+    if not label.in_sync[label.index]:
+        raise UblkError(
+            f"{newest.path} was being brought back, and no leg is there that has all data",
+            "bring back the leg that it was copied from",
+        )
     _check_same(members, newest, label)
     _give_indices(members, label, create=create)
     in_sync = tuple(_is_in_sync(member, newest, label, degraded) for member in sorted(members, key=_index))
@@ -64,7 +70,7 @@ def _index(member: Member) -> int:
 
 
 def _new(members: Sequence[Member], *, create: bool) -> Assembly:
-    """Blank files are alike. Else the first one counts, and all of it may differ from the others."""
+    """Blank files are alike. Else the first one counts, and the others get its data."""
     if len(members) > MAX_LEGS:
         raise UblkError(f"a mirror of {len(members)} legs", f"{MAX_LEGS} are the most")
     for member in members:
@@ -85,8 +91,9 @@ def _new(members: Sequence[Member], *, create: bool) -> Assembly:
     size = min(member.room for member in members)
     for index, member in enumerate(members):
         member.index = index
-    dirty = (b"\1" if used else b"\0") * nr_regions(size)
-    label = Label(os.urandom(16), 0, size, (True,) * len(members), 0, dirty)
+    in_sync = (True, *(not used for _ in members[1:]))
+    dirty = (b"\1" if used else b"\0") * nr_regions(size)  # what the first has may not be durable either
+    label = Label(os.urandom(16), 0, size, in_sync, 0, dirty)
     return Assembly(label, tuple(members), is_new=True)
 
 
@@ -112,12 +119,18 @@ def _check_same(members: Sequence[Member], newest: Member, label: Label) -> None
                 f"{member.path} and {seen[found.index].path} are copies of one leg", "name the original, and the others"
             )
         seen[found.index] = member
-        if found.in_sync[found.index] and not found.in_sync[label.index] and member is not newest:
+        if was_used_alone(found, label):
             raise UblkError(
                 f"{member.path} and {newest.path} have been used apart, and each has data that the other has not",
                 f"choose: {_wipe(member)} gives up what is on the one, {_wipe(newest)} what is on the other; then add"
                 " the mirror with --degraded, and: ublk resync",
             )
+
+
+def was_used_alone(found: Label, label: Label) -> bool:
+    """Whether a leg with the one label has had writes without those that have the other."""
+    others = [n for n, flag in enumerate(label.in_sync) if flag and n != found.index]
+    return found.in_sync[found.index] and bool(others) and not any(found.in_sync[n] for n in others)
 
 
 def _wipe(member: Member) -> str:
@@ -148,6 +161,11 @@ def check_member(member: Member, label: Label, *, force: bool) -> None:
             f"{member.path} is not blank, and no leg of this mirror",
             "to have it overwritten with the data of the mirror: ublk add --create, or ublk resync --force",
         )
+    if found and not force and was_used_alone(found, label):
+        raise UblkError(
+            f"{member.path} has been used alone, and has data that the mirror has not",
+            "to give that up, and have all of it overwritten with the data of the mirror: ublk resync --force",
+        )
     if member.room < label.size:
         raise UblkError(
             f"{member.path} has room for {exact_size(max(0, member.room))}, too little for the"
@@ -177,6 +195,6 @@ def _is_blank(member: Member) -> bool:
         return False
     try:
         os.lseek(member.leg.backing.fd, 0, os.SEEK_DATA)
-    except OSError:  # ENXIO
-        return True
+    except OSError as e:
+        return e.errno == errno.ENXIO
     return False

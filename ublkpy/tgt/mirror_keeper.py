@@ -73,6 +73,10 @@ class Keeper:
         self._place = 0  # in the first of them
         self._due = [0.0] * self.regions.count  # when to look whether each can be closed
         self._closed: set[int] = set()  # those that were, the last time
+        self._overwritten: list[Member] = []  # legs whose page cache may show what their disk has not
+        self._left_out: UblkError | None = None  # why a leg does not come back with the others
+        self._is_refused = False  # no leg takes its label: nothing may be written
+        self._is_read_only = False
         self._cleaned = time.monotonic()
         self._is_over = False
         self._thread = threading.Thread(target=self._run, name="mirror")
@@ -83,13 +87,17 @@ class Keeper:
 
     # -- for others ------------------------------------------------------------------------
 
-    def begin(self, target_map: Map, *, read_only: bool) -> None:
-        """Show the regions in the map, write the labels, and begin to keep them. Raises UblkError."""
+    def begin(self, target_map: Map, *, read_only: bool, create: bool) -> None:
+        """Show the regions in the map, write the labels, and begin to keep them. Raises UblkError.
+
+        Legs that were being brought back when the last daemon ended are brought back; to ``create``, so are those that
+        have something else.
+        """
         self._map = target_map
-        self._use()
+        self._is_read_only = read_only
         if read_only:
-            self.regions.begin(target_map)
-            return
+            self._stop_copying()
+        self._use()
         try:
             self._write_labels()
         except OSError as e:
@@ -97,7 +105,15 @@ class Keeper:
                 f"the labels of the mirror cannot be written: {e.strerror}", "the kernel log may say why"
             ) from e
         self.regions.begin(target_map)
+        if not read_only:
+            self.progress = self.progress or Progress(0)
+            self._bring_back([member for member in self._members if self._is_to_return(member, create)])
         self._thread.start()
+
+    def _is_to_return(self, member: Member, create: bool) -> bool:
+        if member in self._in_sync or not member.leg:
+            return False
+        return not member.label.in_sync[member.index] if member.label else create
 
     def stop(self, *, clean: bool) -> None:
         """End it; ``clean``: nothing is under way any more, so that legs do not differ where they could."""
@@ -121,6 +137,10 @@ class Keeper:
         if not self.progress or self.progress.is_over:
             self.progress = Progress(0)
         self._inbox.put(force)
+
+    def in_sync(self) -> tuple[bool, ...]:
+        """Of each leg, whether it has all that was written."""
+        return self._states()
 
     def states(self) -> dict[Path, str]:
         """What each leg is. Any thread."""
@@ -146,7 +166,7 @@ class Keeper:
             self._obey(said)
         elif self._todo:
             self._copy_some()
-        if time.monotonic() - self._cleaned > _PATIENCE:
+        if not self._is_read_only and time.monotonic() - self._cleaned > _PATIENCE:
             self._clean()
             self._cleaned = time.monotonic()
 
@@ -161,14 +181,7 @@ class Keeper:
             return said
 
     def _obey(self, said: list[Any]) -> None:
-        requests: list[Request] = []
-        for what in said:
-            if what is None:
-                self._is_over = True
-            elif isinstance(what, bool):
-                self._join(force=what)
-            else:
-                requests += what
+        requests = [request for what in said if isinstance(what, Sequence) for request in what]
         try:
             self._see_to(requests)
         except BaseException as e:
@@ -176,6 +189,12 @@ class Keeper:
                 if not request.answered:
                     request.fail(e.errno or errno.EIO if isinstance(e, OSError) else errno.EIO)
             raise
+        finally:
+            for what in said:
+                if what is None:
+                    self._is_over = True
+                elif isinstance(what, bool):
+                    self._join(force=what)
 
     def _see_to(self, requests: list[Request]) -> None:
         again = []
@@ -216,7 +235,7 @@ class Keeper:
     # -- legs that go and come -------------------------------------------------------------
 
     def _drop(self, member: Member, error: int) -> None:
-        """Go on without it. When that is written down, nobody takes it for good any more."""
+        """Go on without it: as soon as that is written down, so that nobody takes it for good any more."""
         self._forget(member, error)
         self._write_labels()
         self._use()
@@ -242,24 +261,49 @@ class Keeper:
         assert self.progress
         if self._joining:
             return
-        whole = False
+        self._left_out = None
         try:
-            for member in self._members:
-                if member not in self._in_sync:
-                    self._reopen(member, force)
-                    whole |= self._is_blank(member)
-                    self._joining.append(member)
-        except (UblkError, OSError) as e:
+            if self._is_refused:
+                self._write_labels()
+            returning = [
+                member for member in self._members if member not in self._in_sync and self._find(member, force)
+            ]
+            self._bring_back(returning)
+        except OSError as e:
+            self._left_out = UblkError(f"no leg takes its label: {e.strerror}", "the kernel log (dmesg) may say why")
             self._joining.clear()
-            self.progress.error, self.progress.is_over = e.message if isinstance(e, UblkError) else str(e), True
+        if self._joining or self._copying:
             return
+        if behind := [n for n in range(self.regions.count) if self.regions.behind[n]]:
+            self._copy(behind)  # what is left of a copy that was given up
+        elif not self.progress.is_over:
+            self._end(self.progress)
+
+    def _find(self, member: Member, force: bool) -> bool:
+        """Open a leg's file; if it cannot be used, that is told when all others are back."""
+        try:
+            self._reopen(member, force)
+        except UblkError as e:
+            self._left_out = self._left_out or e
+            return False
+        return True
+
+    def _bring_back(self, returning: list[Member]) -> None:
+        """Write to these legs from now on, and begin to copy what they missed. OSError."""
+        whole = False
+        self._overwritten = []
+        for member in returning:
+            try:
+                is_blank = self._mark(member)
+            except OSError as e:
+                self._left_out = UblkError(f"{member.path} does not take its label: {e.strerror}")
+                continue
+            assert member.leg
+            if not is_blank and not member.leg.backing.direct:
+                self._overwritten.append(member)
+            whole |= is_blank
+            self._joining.append(member)
         if not self._joining:
-            if self._copying:
-                return
-            if behind := [n for n in range(self.regions.count) if self.regions.behind[n]]:
-                self._copy(behind)  # what is left of a copy that was given up
-            else:
-                self.progress.is_over = True
             return
         self._use()
         dirty = self.regions.dirty
@@ -269,14 +313,17 @@ class Keeper:
         if not self._todo:
             self._finish()
 
-    def _is_blank(self, member: Member) -> bool:
-        """Whether it has to be copied as a whole; then it says so, until it has been."""
-        if member.label and member.label.event:
-            return False
-        member.label = replace(self._label.of(member.index), event=0, in_sync=self._states())
-        assert member.leg
-        mirror_label.write(member.leg.backing.fd, member.leg.backing.end, member.label)
-        return True
+    def _mark(self, member: Member) -> bool:
+        """Have it say, until it is back, that it has not all data. Whether it has to be copied as a whole. OSError."""
+        found, index = member.label, member.index
+        is_blank = not found or (found.event <= 1 and not found.in_sync[index])
+        # Of two records, the one with the higher event counts.
+        for event in (0, 1) if is_blank or not found else (found.event,):
+            label = replace(self._label.of(index), event=event, in_sync=self._states())
+            assert member.leg
+            mirror_label.write(member.leg.backing.fd, member.leg.backing.end, label)
+            member.label = label
+        return is_blank
 
     def _use(self) -> None:
         """Have the map use the legs that there are now."""
@@ -284,7 +331,10 @@ class Keeper:
         slots = self._map.add_files([member.leg.open_file for member in used if member.leg])
         self._slots.update(zip(slots, used, strict=True))
         count = len(self._in_sync)
-        self.regions.use(slots[:count], slots[count:])
+        if self._is_refused:
+            self.regions.refuse(slots[:count])
+        else:
+            self.regions.use(slots[:count], slots[count:])
 
     # -- copying ---------------------------------------------------------------------------
 
@@ -300,8 +350,15 @@ class Keeper:
     def _stop_copying(self, error: str = "") -> None:
         self._todo = []
         if self._copying:
-            self._copying.error, self._copying.is_over = error, True
+            self._end(self._copying, error)
             self._copying = None
+
+    def _end(self, progress: Progress, error: str = "") -> None:
+        if self._left_out and not error:
+            progress.error, progress.hint = self._left_out.message, self._left_out.hint
+        else:
+            progress.error = error
+        progress.is_over = True
 
     def _copy_some(self) -> None:
         """The next unit, from the first leg to all others. Writes to it wait until it is through."""
@@ -313,6 +370,9 @@ class Keeper:
             self._copy_unit(start, length)
         except TimeoutError:
             _log.warning("requests to the mirror take long; copying waits for them")
+            self.regions.show([region])
+            return
+        except _AnotherLegError:  # that has unlocked it
             self.regions.show([region])
             return
         self._place += length
@@ -337,7 +397,7 @@ class Keeper:
         except OSError as e:
             if len(self._in_sync) > 1:
                 self._drop(source, e.errno or errno.EIO)
-                raise TimeoutError from e  # again, from the next one
+                raise _AnotherLegError from e
             why = f"{source.path} cannot be read: {e.strerror}"
             if self._joining:
                 self._give_up_joining(self._joining[0], e.errno or errno.EIO, why)
@@ -346,29 +406,28 @@ class Keeper:
         for member in others:
             try:
                 _read(member, there, start)
-                if there != data:
+                if there != data or member in self._overwritten:
                     _write(member, data, start)
             except OSError as e:
                 if member in self._joining:
                     self._give_up_joining(member, e.errno or errno.EIO)
                     return
                 self._drop(member, e.errno or errno.EIO)
+                raise _AnotherLegError from e
 
     def _finish(self) -> None:
-        """All is copied: who was brought back is as good as the others, once that is durable."""
-        while self._copying:
-            count = len(self._in_sync) + len(self._joining)
+        """All is copied: who was brought back is as good as the others, once that is durable.
+
+        What the others have is not made durable here, so that none of their errors is lost to who flushes: regions stay
+        dirty until all legs are.
+        """
+        for member in list(self._joining):
+            assert member.leg
             try:
-                self._sync()
-                break
+                os.fdatasync(member.leg.backing.fd)
             except OSError as e:
-                if count == len(self._in_sync) + len(self._joining):  # the only one that has all data
-                    why = f"{self._in_sync[0].path}: {e.strerror}"
-                    if self._joining:
-                        self._give_up_joining(self._joining[0], e.errno or errno.EIO, why)
-                    self._stop_copying(why)
-        else:
-            return
+                self._give_up_joining(member, e.errno or errno.EIO)
+                return
         if self._joining:
             _log.info("%s back in sync", ", ".join(str(member.path) for member in self._joining))
             self._in_sync = sorted([*self._in_sync, *self._joining], key=lambda member: member.index)
@@ -385,10 +444,15 @@ class Keeper:
         closed = [n for n in regions if not self.regions.open[n]]
         for n in closed:  # one that is opened again at once is written to all the time
             self._due[n] = time.monotonic() + (_HOT if n in self._closed else _PATIENCE)
-        if any(not self.regions.dirty[n] for n in closed):
-            for n in closed:
+        if clean := [n for n in closed if not self.regions.dirty[n]]:
+            for n in clean:
                 self.regions.dirty[n] = 1
-            self._write_labels()
+            try:
+                self._write_labels()
+            except OSError:
+                for n in clean:
+                    self.regions.dirty[n] = 0
+                raise
         for n in closed:
             self.regions.open[n] = 1
         self.regions.show(closed)
@@ -426,14 +490,12 @@ class Keeper:
 
     def _sync(self) -> None:
         """Have all that was written durable. OSError when a leg has failed, and was dropped."""
-        for member in [*self._in_sync, *self._joining]:
+        for member in list(self._in_sync):
             assert member.leg
             try:
                 os.fdatasync(member.leg.backing.fd)
             except OSError as e:
-                if member in self._joining:
-                    self._give_up_joining(member, e.errno or errno.EIO)
-                elif len(self._in_sync) > 1:
+                if len(self._in_sync) > 1:
                     self._drop(member, e.errno or errno.EIO)
                 raise
 
@@ -442,18 +504,23 @@ class Keeper:
 
         OSError if none does. Then nobody would know who has what is written from now on, so nothing is.
         """
-        while True:
+        was_refused, others = self._is_refused, 0
+        while not self._is_read_only:
             dirty = bytes(self.regions.dirty)
             self._label = replace(self._label, event=self._label.event + 1, in_sync=self._states(), dirty=dirty)
             failed = [(member, e) for member in self._in_sync if (e := self._write_label(member))]
             if not failed:
-                return
+                break
             if len(failed) == len(self._in_sync):
                 _log.critical("no leg of the mirror takes its label: all writes fail from now on")
-                self.regions.refuse()
+                self._is_refused = True
+                self._use()
                 raise failed[0][1]
             for member, e in failed:
                 self._forget(member, e.errno or errno.EIO)
+            others += 1
+        self._is_refused = False
+        if was_refused or others:
             self._use()
 
     def _states(self) -> tuple[bool, ...]:
@@ -468,6 +535,10 @@ class Keeper:
             return e
         member.label = label
         return None
+
+
+class _AnotherLegError(Exception):
+    """A leg was dropped, and the map is another: what was to be copied is to be locked and copied anew."""
 
 
 def _read(member: Member, buffer: memoryview, start: int) -> None:

@@ -31,6 +31,7 @@ class Regions:
         self.behind = bytearray(self.count)
         self._map: Map | None = None
         self._legs: tuple[int, ...] = ()
+        self._asks = False  # whether a flush that fails is asked about
         self._routings: dict[tuple[int, int], Routing] = {}  # by open and behind
 
     def of(self, offset: int, length: int) -> range:
@@ -46,13 +47,13 @@ class Regions:
         """Files of the map, by their numbers, each one more than the one before it: those to read and write, and
         those that are only written.
         """
-        self._legs = sources + others
+        self._legs, self._asks = sources + others, len(sources + others) > 1
         self._route(_one_or_more(sources), _one_or_more(sources, 1), Upcall(), _one_or_more(self._legs))
 
-    def refuse(self) -> None:
-        """Have all writes fail from now on."""
-        files = self._legs[:1]
-        self._route(File(*files), File(*files), Error(errno.EIO), Error(errno.EIO))
+    def refuse(self, sources: tuple[int, ...]) -> None:
+        """Have all writes fail until ``use``; these can be read."""
+        self._legs, self._asks = sources, False
+        self._route(_one_or_more(sources), _one_or_more(sources, 1), Error(errno.EIO), Error(errno.EIO))
 
     def _route(self, spread: Action, first: Action, closed: Action, opened: Action) -> None:
         for is_open, write in ((0, closed), (1, opened)):
@@ -80,7 +81,7 @@ class Regions:
 
     def _replace(self, extents: list[Extent]) -> None:
         assert self._map
-        self._map.replace(extents, Sync(self._legs, asks=len(self._legs) > 1))
+        self._map.replace(extents, Sync(self._legs, asks=self._asks))
 
 
 def _one_or_more(files: tuple[int, ...], count: int | None = None) -> Action:

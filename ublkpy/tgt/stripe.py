@@ -35,7 +35,7 @@ class StripeTarget(JoinedTarget):
         return self.chunk
 
     def join(self, legs: Sequence[Leg]) -> Geometry:
-        size = min(leg.size for leg in legs)
+        size = max(leg.size for leg in legs)
         for leg in legs:
             if leg.size != size:
                 raise UblkError(

@@ -91,9 +91,9 @@ def test_files_of_a_stripe_that_differ(tmp_path: Path) -> None:
     files = images(tmp_path, MIB, 2 * MIB)
     error = refused(StripeTarget({"files": files}))
     assert error.message == (
-        f"{files[1]} has room for 2M in whole chunks, and another one for 1M: those of a stripe are of one size"
+        f"{files[0]} has room for 1M in whole chunks, and another one for 2M: those of a stripe are of one size"
     )
-    assert error.hint == f"truncate -s {MIB} {files[1]}"
+    assert error.hint == f"truncate -s {2 * MIB} {files[0]}", "which cuts off nothing"
 
 
 def test_files_smaller_than_a_chunk(tmp_path: Path) -> None:

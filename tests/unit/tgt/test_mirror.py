@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
+import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +18,15 @@ from typing import Any
 
 import pytest
 
-from ublkpy.errors import ConfigError, UblkError
-from ublkpy.tgt import backing, handlers, mirror_label
+from ublkpy.errors import BusyError, ConfigError, UblkError
+from ublkpy.tgt import backing, handlers, mirror_keeper, mirror_label
 from ublkpy.tgt.base import Geometry, Progress
 from ublkpy.tgt.disk import DiskOptions
 from ublkpy.tgt.mirror import MirrorTarget
+from ublkpy.tgt.mirror_assembly import Member
 from ublkpy.tgt.mirror_keeper import Keeper
 from ublkpy.tgt.mirror_label import ROOM, Label
+from ublkpy.uring.map import Error
 from ublkpy.uring.uapi import Op
 
 MIB = 1 << 20
@@ -123,8 +128,7 @@ def test_files_with_data_are_not_overwritten_unless_that_is_said(files: tuple[Pa
     assert error.message == f"{files[1]} is not blank, and no leg of a mirror yet"
     assert "--create" in error.hint
     with opened(files, create=True) as (target, _):
-        assert target.status()["legs"] == ["in sync", "in sync"]
-        assert all(target._assembly.label.dirty), "all of it is to be copied"
+        assert target.status()["legs"] == ["in sync", "out of sync"], "all of it is to be copied"
 
 
 def test_the_same_file_twice(files: tuple[Path, ...]) -> None:
@@ -305,56 +309,276 @@ def test_a_resync_is_not_told_of_what_failed_before_it(files: tuple[Path, ...]) 
 @pytest.mark.logs
 @pytest.mark.parametrize("names", ["ab", "abc"])
 def test_a_leg_that_fails_at_the_end_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str) -> None:
-    """The copy ends all the same: without that leg, or with nothing left to be copied to."""
+    """The copy ends all the same, without that leg."""
     files = blank(tmp_path, *names)
     serve(files)
-    relabel(files[0], dirty=bytes([1] * 8))
+    with live(files) as target:
+        lose(target, 1)
+        syncs_fail(monkeypatch, files[1])
+        target.resync(force=False)
+        assert over(target).error == f"{files[1]}: Input/output error"
+        assert target.status()["legs"] == ["in sync", "out of sync", "in sync"][: len(names)]
+
+
+@pytest.mark.logs
+def test_a_copy_takes_no_error_from_who_flushes(files: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told once, of the leg that has all data: to a client, or to nobody who could tell one."""
+    serve(files)
+    with live(files) as target:
+        lose(target, 1)
+        syncs_fail(monkeypatch, files[0])
+        target.resync(force=False)
+        assert over(target).error == ""
+        assert target.status()["legs"] == ["in sync", "in sync"]
+
+
+@pytest.mark.logs
+@pytest.mark.parametrize("force", [False, True])
+def test_a_leg_that_was_used_alone_comes_back_by_force_alone(files: tuple[Path, ...], force: bool) -> None:
+    first, second = files
+    hidden = first.with_name("hidden")
+    serve(files)
+    second.rename(hidden)
+    with live(files, degraded=True) as target:
+        write(target, 3 * MIB, b"first", [first])
+    hidden.rename(second)
+    first.rename(hidden)
+    with live(files, degraded=True) as target:
+        write(target, 5 * MIB, b"second", [second])
+        hidden.rename(first)
+        target.resync(force=force)
+        assert ("has been used alone" in over(target).error) == (not force)
+        assert target.status()["legs"] == ["in sync" if force else "out of sync", "in sync"]
+    if force:
+        assert first.read_bytes()[: 7 * MIB] == second.read_bytes()[: 7 * MIB]
+
+
+@pytest.mark.logs
+def test_a_new_mirror_whose_first_file_cannot_be_read(files: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing takes the place of its data."""
+    files[0].write_bytes(b"data" * 2 * MIB)
+    files[1].write_bytes(b"else" * 2 * MIB)
+    read = mirror_keeper._read
+
+    def fails(member: Member, buffer: memoryview, start: int) -> None:
+        if member.path == files[0] and start == 4 * MIB:
+            raise OSError(errno.EIO, "bad sector")
+        read(member, buffer, start)
+
+    monkeypatch.setattr(mirror_keeper, "_read", fails)
+    with live(files, create=True) as target:
+        assert "bad sector" in over(target).error
+        assert target.status()["legs"] == ["in sync", "out of sync"]
+    assert label_of(files[1]).in_sync == (True, False)
+
+
+@pytest.mark.logs
+def test_the_map_goes_without_a_leg_when_a_label_says_so(
+    files: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with live(files) as target:
+        keeper = keeper_of(target)
+        real, used = mirror_label.write, []
+
+        def fails(fd: int, end: int, label: Label) -> None:
+            if os.fstat(fd).st_ino == files[0].stat().st_ino:
+                raise OSError(errno.EIO, "no label")
+            used.append(len(keeper.regions._legs))
+            real(fd, end, label)
+
+        monkeypatch.setattr(mirror_label, "write", fails)
+        write(target, 0, b"x", [files[1]])
+        assert used == [2, 2]
+        assert len(keeper.regions._legs) == 1
+
+
+@pytest.mark.logs
+def test_no_leg_takes_its_label(files: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written, by whatever way, until one does."""
+    with live(files) as target:
+        keeper = keeper_of(target)
+        write(target, 0, b"x", files)
+        real, broken = mirror_label.write, [True]
+
+        def fails(fd: int, end: int, label: Label) -> None:
+            if broken:
+                raise OSError(errno.EIO, "no label")
+            real(fd, end, label)
+
+        monkeypatch.setattr(mirror_label, "write", fails)
+        keeper.ask([lost(keeper, file=0)])
+        until(lambda: keeper._is_refused)
+        (extent,) = keeper._map.extents(0, 512)
+        assert extent.routing.write == Error(errno.EIO)
+        assert [keeper._slots[n].path for n in keeper.regions._legs] == [files[1]]
+        target.resync(force=False)
+        assert "no leg takes its label" in over(target).error
+        assert keeper._is_refused
+        broken.clear()
+        target.resync(force=False)
+        assert over(target).error == ""
+        assert (keeper._is_refused, target.status()["legs"]) == (False, ["in sync", "in sync"])
+
+
+@pytest.mark.logs
+def test_a_leg_of_a_read_only_mirror_fails(files: tuple[Path, ...]) -> None:
+    serve(files)
+    before = [file.read_bytes() for file in files]
+    with live(files, read_only=True) as target:
+        keeper = keeper_of(target)
+        answered = threading.Event()
+        failed = lost(keeper, file=0)
+        failed.op, failed.retry = Op.READ, answered.set
+        target.upcall([failed])
+        assert answered.wait(10)
+        assert target.status()["legs"] == ["out of sync", "in sync"]
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_leg_that_is_locked_is_not_missing(files: tuple[Path, ...]) -> None:
+    serve(files)
+    with files[1].open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert isinstance(refused(files, degraded=True), BusyError)
+
+
+def test_the_next_daemon_is_not_told_what_was_said_once(files: tuple[Path, ...]) -> None:
+    with opened(files, create=True, degraded=True) as (target, _):
+        assert set(target.dump()) == {"files"}
+
+
+@pytest.mark.logs
+def test_only_a_leg_that_was_being_brought_back(files: tuple[Path, ...]) -> None:
+    serve(files)
+    relabel(files[1], event=1, in_sync=(True, False))
+    with files[1].open("r+b") as leg:
+        mirror_label.write(leg.fileno(), 8 * MIB, replace(label_of(files[1]), event=0))
+    files[0].unlink()
+    assert "was being brought back" in refused(files, degraded=True).message
+
+
+@pytest.mark.logs
+def test_a_leg_that_was_being_brought_back_is_brought_back(files: tuple[Path, ...]) -> None:
+    serve(files)
+    files[1].unlink()
+    serve(files, degraded=True)
+    blank(files[0].parent, "b")
+    with live(files) as target:
+        keeper = keeper_of(target)
+        keeper._copy_some = lambda: time.sleep(0.01)  # type: ignore[method-assign]
+        write(target, 0, b"new", files[:1])
+        target.resync(force=False)
+        until(lambda: target.status()["legs"] == ["in sync", "resyncing"])
+    with live(files) as target:
+        assert over(target).error == ""
+        assert target.status()["legs"] == ["in sync", "in sync"]
+    assert files[1].read_bytes()[:3] == b"new"
+
+
+@pytest.mark.logs
+def test_a_label_that_cannot_be_read(files: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(files)
+    real = os.preadv
+    inode = files[0].stat().st_ino
+
+    def fails(fd: int, buffers: Any, offset: int) -> int:
+        if os.fstat(fd).st_ino == inode:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", fails)
+    assert f"the label of {files[0]} cannot be read: Input/output error" in refused(files).message
+    with opened(files, degraded=True) as (target, _):
+        assert target.status()["legs"] == ["out of sync", "in sync"]
+
+
+@pytest.mark.logs
+def test_what_resync_advises_helps(files: tuple[Path, ...], tmp_path: Path) -> None:
+    serve(files)
+    files[1].unlink()
+    others = blank(tmp_path, "c", "d")
+    serve(others)
+    with live(files, degraded=True) as target:
+        others[0].rename(files[1])
+        target.resync(force=True)
+        progress = over(target)
+        assert "is a leg of another mirror" in progress.error
+        subprocess.run(progress.hint.partition(": ")[2], shell=True, check=True, stderr=subprocess.DEVNULL)
+        os.truncate(files[1], 4 * MIB)
+        target.resync(force=True)
+        progress = over(target)
+        assert "too little for" in progress.error
+        subprocess.run(progress.hint, shell=True, check=True)
+        target.resync(force=True)
+        assert over(target).error == ""
+
+
+@pytest.mark.logs
+def test_a_leg_that_is_missing_keeps_no_other_from_coming_back(tmp_path: Path) -> None:
+    files = blank(tmp_path, "a", "b", "c")
+    serve(files)
+    hidden = files[2].rename(tmp_path / "hidden")
+    files[1].unlink()
+    with live(files, degraded=True) as target:
+        hidden.rename(files[2])
+        target.resync(force=False)
+        assert over(target).error.endswith("/b does not exist")
+        assert target.status()["legs"] == ["in sync", "out of sync", "in sync"]
+
+
+@contextmanager
+def live(files: tuple[Path, ...], **options: Any) -> Iterator[MirrorTarget]:
+    """A device of it."""
+    with opened(files, **options) as (target, found):
+        made = handlers.make_map(target, found.size)
+        try:
+            yield target
+        finally:
+            target.stop()
+            made.close()
+
+
+def keeper_of(target: MirrorTarget) -> Keeper:
+    assert target._keeper
+    return target._keeper
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lose(target: MirrorTarget, file: int) -> None:
+    keeper = keeper_of(target)
+    keeper.ask([lost(keeper, file)])
+    until(lambda: "out of sync" in str(target.status()["legs"]))
+
+
+def write(target: MirrorTarget, offset: int, data: bytes, files: Sequence[Path]) -> None:
+    """As a device does: it asks, and then writes to these."""
+    answered = threading.Event()
+    asked: Any = SimpleNamespace(
+        op=Op.WRITE, offset=offset, length=len(data), answered=False, failure=None, retry=answered.set
+    )
+    keeper_of(target).ask([asked])
+    assert answered.wait(10)
+    for file in files:
+        with file.open("r+b") as leg:
+            leg.seek(offset)
+            leg.write(data)
+
+
+def syncs_fail(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     fdatasync = os.fdatasync
 
     def fails(fd: int) -> None:
-        if os.fstat(fd).st_ino == files[1].stat().st_ino:
+        if os.fstat(fd).st_ino == file.stat().st_ino:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fdatasync(fd)
 
     monkeypatch.setattr(os, "fdatasync", fails)
-    with opened(files) as (target, found):
-        made = handlers.make_map(target, found.size)
-        assert over(target).error == ("" if len(names) > 2 else f"{files[1]}: Input/output error")
-        assert target.status()["legs"] == ["in sync", "out of sync", "in sync"][: len(names)]
-        target.stop()
-        made.close()
-
-
-@pytest.mark.logs
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_last_leg_with_all_data_fails_at_the_end_of_a_copy(
-    files: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    """Whom it was copied to is not in sync: nobody knows what has become of the data."""
-    serve(files)
-    with opened(files) as (target, found):
-        made = handlers.make_map(target, found.size)
-        keeper = target._keeper
-        assert keeper
-        keeper._inbox.put([lost(keeper, file=1)])
-        deadline = time.monotonic() + 10
-        while target.status()["legs"] != ["in sync", "out of sync"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        fdatasync = os.fdatasync
-
-        def fails(fd: int) -> None:
-            if os.fstat(fd).st_ino == files[0].stat().st_ino:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            fdatasync(fd)
-
-        monkeypatch.setattr(os, "fdatasync", fails)
-        for _ in range(count):
-            target.resync(force=False)
-            assert over(target).error == f"{files[0]}: Input/output error"
-            assert target.status()["legs"] == ["in sync", "out of sync"]
-        target.stop()
-        made.close()
 
 
 def lost(keeper: Keeper, file: int) -> Any:
