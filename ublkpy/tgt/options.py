@@ -144,8 +144,9 @@ class Option:
         """The value itself, or ValueError if it is out of the option's bounds. ``raw`` is what people wrote."""
         low, high = self.minimum, self.maximum
         if self.kind.several:
-            if low is not None and len(value) < low:
-                raise ValueError(f"{self.name} are {len(value)}, and have to be {low} or more")
+            if not (low or 0) <= len(value) <= (high or len(value)):
+                bounds = f"{low or 0} to {high}" if high else f"{low} or more"
+                raise ValueError(f"{self.name} are {len(value)}, and have to be {bounds}")
             return value
         if (low is not None and value < low) or (high is not None and value > high):
             ends = [self.kind.show(end) for end in (low, high) if end is not None]

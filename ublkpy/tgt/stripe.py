@@ -20,7 +20,7 @@ class StripeTarget(JoinedTarget):
     """Chunks in turns over several files, block devices or targets: RAID 0."""
 
     name = "stripe"
-    files: tuple[Source, ...] = option(..., "-f", "--file", help=FILES_HELP, minimum=2)
+    files: tuple[Source, ...] = option(..., "-f", "--file", help=FILES_HELP, minimum=2, maximum=255)
     chunk: Size = option(
         "64k",
         "--chunk_size",

@@ -83,7 +83,7 @@ def test_a_chunk_that_is_none(raw: object) -> None:
 
 
 def test_a_stripe_of_one() -> None:
-    with pytest.raises(ValueError, match="files are 1, and have to be 2 or more"):
+    with pytest.raises(ValueError, match="files are 1, and have to be 2 to 255"):
         StripeTarget.options["files"].parse(["a"])
 
 
@@ -94,6 +94,11 @@ def test_files_of_a_stripe_that_differ(tmp_path: Path) -> None:
         f"{files[0]} has room for 1M in whole chunks, and another one for 2M: those of a stripe are of one size"
     )
     assert error.hint == f"truncate -s {2 * MIB} {files[0]}", "which cuts off nothing"
+
+
+def test_more_files_than_a_map_can_have_side_by_side(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="files are 256, and have to be 2 to 255"):
+        StripeTarget.options["files"].check(tuple(tmp_path / str(n) for n in range(256)), "")
 
 
 def test_files_smaller_than_a_chunk(tmp_path: Path) -> None:

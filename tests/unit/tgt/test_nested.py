@@ -116,7 +116,7 @@ def test_the_next_daemon_gets_the_same(write: Callable[[str], Path]) -> None:
         ("{type: loop, file: a, size: much}", "disk.yaml:3: target.files[1].size: 'much' is not a size"),
         ("{type: mirror, files: [{type: loop, file: b}, a]}", "target.files[1].files: expected a single value here"),
         ("[a, b]", "disk.yaml:3: target.files[1]: expected a single value here"),
-        ("{type: stripe, files: [a]}", "target.files[1].files: files are 1, and have to be 2 or more"),
+        ("{type: stripe, files: [a]}", "target.files[1].files: files are 1, and have to be 2 to 255"),
         ("{type: loop, file: a, depth: 3}", "target.files[1].depth: unknown key"),
     ],
 )
